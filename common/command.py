@@ -1,0 +1,54 @@
+"""The frame of every command: errors become one line, signals become exit statuses.
+
+Exit status: 0 done; 2 the user can mend it (one line a problem, no traceback); 1 our fault (traceback) or a loss
+that diverged (one line); 130 after Ctrl-C; 143 after SIGTERM.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from common.errors import TrainingDiverged, UserError, UserErrors
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception, so that no handler swallows it and every ``finally`` runs."""
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a command's ``main`` and leave the process with the status that says how it went."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        main()
+    except UserErrors as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except TrainingDiverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            print(f"error: {error.filename or 'output'}: {error.strerror}; free some room or choose another --output, "
+                  "then run the same command again", file=sys.stderr)
+            sys.exit(2)
+        raise
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        sys.exit(143)
+    sys.exit(0)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated

@@ -1,0 +1,32 @@
+"""Errors that the user can mend; a command turns them into one line each and exit status 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can mend.
+
+    The message is one line: the file or key, what is wrong with it, and the remedy.
+    """
+
+
+class UserErrors(UserError):
+    """Several mendable problems, found before any work started; one line each in ``problems``."""
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class TrainingDiverged(Exception):
+    """The loss became NaN or infinite: nobody's typing mistake, so exit status 1, but no traceback either."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return a phrase that helps with a misspelt name: ``did you mean 'x'?`` or the list of valid names."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else "valid names: " + ", ".join(valid)
