@@ -1,0 +1,135 @@
+"""Read, inherit, override, check and write the configuration."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from common.errors import UserError, UserErrors, nearest
+from configs.schema import Config
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def model_names() -> list[str]:
+    """Names of the variants that ship: the files of configs/models."""
+    return sorted(path.stem for path in (FOLDER / "models").glob("*.yaml"))
+
+
+def model_config_path(name: str) -> Path:
+    """The configuration file of a variant. Raises UserError with the nearest name."""
+    if name not in model_names():
+        raise UserError(f"--model {name}: no such variant; {nearest(name, model_names())}")
+    return FOLDER / "models" / f"{name}.yaml"
+
+
+def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), tree: Mapping | None = None) -> Config:
+    """Return the checked configuration.
+
+    Args:
+        path: a YAML file; its ``base:`` (relative to the file) is read first. None: the defaults.
+        overrides: ``key.sub=value`` strings, values in YAML syntax; they win.
+        tree: a plain tree (as kept inside weights) instead of a file.
+    Raises:
+        UserError(s): one line a problem, with key, file and nearest valid name.
+    """
+    values: dict[str, Any] = dict(tree) if tree is not None else _read(Path(path)) if path is not None else {}
+    where = str(path) if path is not None else "the configuration"
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"{text}: not a setting; write key.sub=value")
+        try:
+            parsed = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise UserError(f"{key}: {value!r} is not valid YAML ({_first_line(error)}); quote the value") from error
+        values = _merge(values, _nest(key.split("."), parsed))
+        where = f"{where} and the command line"
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserErrors([_explain(problem, where) for problem in error.errors()]) from error
+
+
+def dump_config(config: Config) -> str:
+    """The complete tree as YAML text that :func:`load_config` reads back to an equal configuration."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-4 as a number, as people write it (YAML 1.1 wants 1.0e-4)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"))
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file; see configs/models and configs/recipes") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({_first_line(error)}); mend the file") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no keys; write `key: value` lines")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    parent = (path.parent / str(base)).resolve()
+    if parent in seen:
+        raise UserError(f"{path}: `base` leads back to {parent}; break the circle")
+    return _merge(_read(parent, (*seen, path.resolve())), values)
+
+
+def _merge(below: Mapping, above: Mapping) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _nest(keys: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _explain(problem: Any, where: str) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key in {where}; {nearest(location[-1], _keys_beside(location))}"
+    return f"{key}: {problem['msg'].lower()}, not {problem['input']!r} (in {where})"
+
+
+def _keys_beside(location: list[str]) -> list[str]:
+    """The valid keys of the section that holds the last part of ``location``."""
+    section: Any = Config
+    for part in location[:-1]:
+        if not part.isdigit():
+            section = _section_type(section.model_fields[part].annotation)
+    return list(section.model_fields)
+
+
+def _section_type(annotation: Any) -> type[BaseModel]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation
+    return next(_section_type(part) for part in typing.get_args(annotation) if part is not type(None))

@@ -1,0 +1,139 @@
+"""The schema of the configuration, and its documentation: every key, its type, range, default and where that is from.
+
+Defaults are those of the official AOT code (aot-benchmark, ``configs/default.py``) unless a comment says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the tree: unknown keys are errors, assignments are checked like values from a file."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+class SourceConfig(Section):
+    """One data set of a training mixture."""
+
+    root: str  # data root, or the folder of images for static ones
+    split: str = "train"
+    kind: Literal["video", "static"] = "video"
+    format: Literal["auto", "lvos", "davis", "youtube", "plain", "coco", "voc"] = "auto"
+    repeat: Annotated[float, Field(gt=0)] = 1.0  # weight: how often each video is seen (DAVIS 5 beside YouTube-VOS 1)
+    max_gap: Positive = 3  # largest step between frames of a clip: 3 YouTube-VOS, 12 DAVIS
+
+
+class DataConfig(Section):
+    """Where the videos lie. Data roots are read where they are and never written to."""
+
+    root: str | None = None  # the data set; train.py uses it where `sources` is empty
+    split: str = "train"
+    format: Literal["auto", "lvos", "davis", "youtube", "plain"] = "auto"
+    objects: Literal["auto", "late", "first"] = "auto"  # late: from where an id first appears; first: of the first mask
+    workers: Annotated[int, Field(ge=0)] = 2  # decoding processes a rank
+    sources: list[SourceConfig] = Field(default_factory=list)  # a mixture for training
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    name: str = "aott"  # the variant: a file of configs/models
+    family: Literal["aot", "deaot", "ddmemory"] = "aot"
+    encoder: str = "mobilenetv2"  # mobilenetv2, resnet50, resnet101, swin_base, or any timm name that gives features
+    encoder_weights: str | None = None  # file of ImageNet weights: torchvision's, timm's or the official names
+    blocks: Positive = 1  # transformer blocks (LSTT) or gated propagation modules
+    channels: Positive = 256  # width of the tokens
+    heads: Positive = 8  # attention heads; DeAOT: 1
+    align_corners: bool = True  # also the rounding of the input: 16k + 1 (True) or 16k (False: Swin)
+    drop_path: Share = 0.1  # stochastic depth in training
+    conv_dropout: Share = 0.1  # DeAOT: channel dropout of the depthwise convolutions in training
+    freeze_encoder: bool = True  # stem and first stage do not learn (official freeze_at = 2)
+    # DDMemory only: a reconstruction of ours, see docs/memory.md
+    global_bank: Literal["dense", "slots"] = "dense"
+    global_slots: Positive = 6  # slots an owner (10 objects and the background)
+    global_gate: Literal["chrono", "constant", "open"] = "chrono"  # start of the update gate's bias
+    global_writes: Positive = 200  # writes that a chrono gate should span
+
+
+class MemoryConfig(Section):
+    """What is remembered, and for how long."""
+
+    policy: str = "unbounded"  # a name of models.memory.policies
+    capacity: Positive = 8  # long-term frames kept beside the references, for bounded policies (RMem: 8)
+    gap: Positive = 9999  # frames between offers to the long-term memory; L variants: 5
+    short_skip: Positive = 1  # the short-term memory is this many frames back
+    global_interval: Positive = 5  # DDMemory: frames between writes to the global bank
+    min_presence: Share = 0.0001  # share of the frame that a target must cover to count as present
+    min_confidence: Share = 0.5  # mean margin inside the predicted objects that counts as certain
+
+
+class TrainConfig(Section):
+    """The schedule, the losses and the clips (facts: aot-benchmark, configs/pre_ytb_dav.py)."""
+
+    steps: Positive = 100_000
+    stop_at: Positive | None = None  # stop early without changing the schedule
+    batch: Positive = 16  # clips a step, over all ranks
+    accumulate: Positive = 1  # micro-batches a step
+    frames: Annotated[int, Field(ge=2)] = 5  # frames a clip: the reference and the predicted ones
+    crop: Positive = 465  # pixels; 464 where align_corners is false
+    lr: Annotated[float, Field(gt=0)] = 2e-4
+    lr_min: Annotated[float, Field(ge=0)] = 2e-5  # 1e-5 for other encoders than MobileNetV2
+    warmup: Share = 0.05  # share of the steps
+    power: Annotated[float, Field(gt=0)] = 0.9  # of the polynomial decay
+    encoder_lr_ratio: Share = 0.1  # of (lr - lr_min)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.07
+    clip_gradient: Annotated[float, Field(gt=0)] = 5.0
+    ema: Share = 0.1  # the average spans this share of the steps; 0 switches it off
+    aux_weight: Annotated[float, Field(ge=0)] = 1.0  # loss of the reference frame
+    aux_ratio: Share = 1.0  # share of the steps over which aux_weight falls to 0
+    hard_ratio: Share = 0.15  # share of the pixels that count in the cross-entropy at the end of the curriculum
+    hard_from: Share = 0.5  # share of the steps over which hard_ratio is reached
+    feed_predictions_from: Share = 0.5  # share of the steps from which the network's own masks feed its memory
+    memory_gap: Positive = 9999  # as memory.gap, in training clips; L variants: 2
+    previous_frame_reference: bool = False  # the second frame is given as a reference too
+    shuffle_identities: bool = True
+    augmentation: Literal["v1", "v2"] = "v1"  # DeAOT: v2
+    merge: Share = 0.3  # probability that a second sample is pasted onto a clip; 1.0 for static images
+    reverse: Share = 0.5  # probability that a clip runs backwards
+    amp: Literal["none", "fp16", "bf16"] = "none"
+    deterministic: bool = False  # bit-equal on the same card, slower
+    weights: str | None = None  # weights to start from (an earlier stage)
+    checkpoint_every: Positive = 1000
+    keep_checkpoints: Positive = 3
+    log_every: Positive = 20
+    image_every: Positive = 500
+    validate_every: Annotated[int, Field(ge=0)] = 0  # 0: at the end only
+    validate_root: str | None = None
+    validate_split: str = "val"
+    validate_protocol: Literal["lvos", "v1-2022", "davis2017"] = "lvos"
+
+
+class InferenceConfig(Section):
+    """One frame at a time. Sizes in pixels; images are never enlarged except by `scales`."""
+
+    short_edge: Positive | None = None  # limit; the official evaluator sets 624 only with other scales than 1
+    long_edge: Positive | None = 1040  # limit: 1.3 * 800 (official), the LVOS setting
+    scales: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [1.0], min_length=1)
+    flip: bool = False
+    streams: Positive = 1  # videos at once on one device
+    amp: Literal["none", "fp16", "bf16"] = "none"
+    compile: bool = False  # torch.compile of encoder and decoder: same masks, slow start
+
+
+class Config(Section):
+    """The whole tree."""
+
+    name: str = "run"  # of the run; RUN defaults to runs/<name>
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    memory: MemoryConfig = Field(default_factory=MemoryConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    inference: InferenceConfig = Field(default_factory=InferenceConfig)
