@@ -1,0 +1,114 @@
+"""What a memory policy is: a rule that says which slot of the long-term bank a frame takes.
+
+A policy sees tensors and must not look at their values on the host (no ``.item()``, no ``if tensor``): it returns a
+0-d int64 tensor, the slot to overwrite, so that nothing waits for the device. A new rule is one small class:
+
+    @register_policy("newest")
+    class Newest(Policy):
+        def choose(self, bank, candidate):
+            oldest = self.pick(bank, -bank.frame.float())      # highest score leaves
+            return oldest
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError, nearest
+from configs.schema import MemoryConfig
+from models.memory.bank import Bank
+
+POLICIES: dict[str, type[Policy]] = {}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the network believed about a frame, for policies that ask (all float32, on the device).
+
+    Attributes:
+        presence: (n,) share of the frame that each object covers, 0..1.
+        confidence: (n,) mean margin between the two best probabilities inside each predicted object, 0..1; 0 if absent.
+        entropy: () mean entropy over the pixels predicted as objects, in nats; 0 if there are none.
+        foreground: (L,) soft foreground at the grid of the tokens, 0..1.
+    """
+
+    presence: Tensor
+    confidence: Tensor
+    entropy: Tensor
+    foreground: Tensor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A frame that is offered to the bank.
+
+    Attributes:
+        frame: its number (Python int), 0 being the first reference frame.
+        key: (1, L, C) keys of the first block (which are the frame's queries too).
+        heads: attention heads of the network.
+        reference: it is a reference frame of late objects (only for policies that do not protect them).
+        evidence: None where the policy does not ask for it or in reference frames.
+    """
+
+    frame: int
+    key: Tensor
+    heads: int
+    reference: bool = False
+    evidence: Evidence | None = None
+
+
+class Policy:
+    """A rule of the long-term memory. Subclasses override :meth:`choose` and, where needed, the constants."""
+
+    bounded = True  # False: the bank grows for ever
+    protects_references = True  # references never leave and have slots of their own
+    may_decline = False  # choose() may return the spare slot, so the read masks empty slots
+    needs_evidence = False  # choose() reads candidate.evidence
+
+    def __init__(self, config: MemoryConfig):
+        self.config = config
+
+    def slots(self) -> int:
+        """Frames that the bank holds besides the first reference."""
+        return self.config.capacity
+
+    def choose(self, bank: Bank, candidate: Candidate) -> Tensor:
+        """Return the slot to overwrite, 0-d int64; ``bank.capacity`` declines."""
+        raise TypeError(f"{type(self).__name__} defines no choose()")
+
+    @staticmethod
+    def pick(bank: Bank, score: Tensor) -> Tensor:
+        """The first empty slot or, where none is, the slot of highest score that is not a reference.
+
+        Args:
+            score: (slots,) float; the spare slot is left out.
+        """
+        usable = torch.arange(len(bank.filled), device=score.device) < bank.capacity
+        score = torch.where(usable & ~bank.reference, score, -math.inf)
+        empty = usable & ~bank.filled
+        return torch.where(empty.any(), empty.to(torch.uint8).argmax(), score.argmax())
+
+    @staticmethod
+    def unless(decline: Tensor, slot: Tensor, bank: Bank) -> Tensor:
+        """``slot``, or the spare one where ``decline`` (0-d bool) holds."""
+        return torch.where(decline, torch.full_like(slot, bank.capacity), slot)
+
+
+def register_policy(name: str):
+    """Class decorator: makes a policy available as ``memory.policy=name``."""
+    def register(policy: type[Policy]) -> type[Policy]:
+        POLICIES[name] = policy
+        return policy
+
+    return register
+
+
+def build_policy(config: MemoryConfig) -> Policy:
+    """The policy that ``config.policy`` names. Raises UserError with the nearest name."""
+    if config.policy not in POLICIES:
+        raise UserError(f"memory.policy: no policy '{config.policy}'; {nearest(config.policy, POLICIES)}")
+    return POLICIES[config.policy](config)

@@ -1,0 +1,177 @@
+"""Weights in and out: our safetensors (with the configuration inside), training checkpoints, official files.
+
+Nothing here unpickles code: torch files are read with ``weights_only``, and ours are safetensors.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.files import written_whole
+from configs import Config, dump_config, load_config, model_config_path
+from models.names import IGNORED, UNUSED_IMAGENET, encoder_name, from_official
+
+CONFIG_KEY = "config"  # in the metadata of our safetensors
+
+
+def save_weights(path: str | Path, state: Mapping[str, Tensor], config: Config) -> None:
+    """Write weights with their configuration as one safetensors file, whole or not at all."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    with written_whole(path) as beside:
+        save_file(tensors, str(beside), metadata={CONFIG_KEY: dump_config(config)})
+
+
+def load_weights(path: str | Path, model: str | None = None, config: str | Path | None = None,
+                 overrides: Iterable[str] = ()) -> tuple[Config, dict[str, Tensor]]:
+    """Read weights of any kind and the configuration of the network they fit.
+
+    Args:
+        path: our .safetensors, a training checkpoint, or an official .pth or safetensors under the official names.
+        model: name of a variant (``--model``); config: a configuration file (``--config``); without either the file
+            must carry its configuration, or the variant is recognised by keys and shapes.
+        overrides: ``key=value`` settings; they win.
+    Returns:
+        the configuration, and the state dict under our names.
+    Raises:
+        UserError: the file is missing, damaged or belongs to another model.
+    """
+    tensors, inside = read_tensors(path)
+    tree = None if inside is None else yaml.safe_load(inside)
+    if model is not None:
+        named = load_config(model_config_path(model), overrides)
+        if tree is not None and tree["model"]["name"] != model:
+            raise UserError(f"{path}: holds weights of {tree['model']['name']}, not of {model}; leave --model out")
+        chosen = named if tree is None else load_config(tree=tree, overrides=overrides)
+    elif config is not None:
+        chosen = load_config(config, overrides)
+    elif tree is not None:
+        chosen = load_config(tree=tree, overrides=overrides)
+    else:
+        chosen = load_config(model_config_path(recognise(tensors, path)), overrides)
+    if is_official(tensors):
+        tensors = rename_official(tensors, chosen, path)
+    return chosen, tensors
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
+    """The named tensors of a weights file as they stand, and the configuration text inside (None: it has none)."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file; check --weights")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as stream:
+                metadata = stream.metadata() or {}
+                return {key: stream.get_tensor(key) for key in stream.keys()}, metadata.get(CONFIG_KEY)  # noqa: SIM118
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: cannot be read as weights ({first[:120]}); the file is damaged, or holds code, "
+                        "which is never run: fetch it again") from error
+    inside = content.get("config") if isinstance(content, dict) else None
+    for key in ("ema", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path}: holds no table of tensors; expected a state dict, plain or under 'state_dict'")
+    tensors = {key.removeprefix("module."): value for key, value in content.items()}
+    return tensors, inside if isinstance(inside, str) else None
+
+
+def is_official(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the keys are the official AOT code's."""
+    return any(key.startswith(("LSTT.", "patch_wise_id_bank.")) for key in tensors)
+
+
+def recognise(tensors: Mapping[str, Tensor], path: str | Path) -> str:
+    """The variant that an official state dict belongs to, by keys and shapes; B and L are alike, so L is returned."""
+    if not is_official(tensors):
+        raise UserError(f"{path}: its keys are not the official ones and it carries no configuration; "
+                        "say what it is with --model or --config")
+    blocks = len({key.split(".")[2] for key in tensors if key.startswith("LSTT.layers.")})
+    family = "deaot" if "id_norm.weight" in tensors else "aot"
+    if "encoder.patch_embed.proj.weight" in tensors:
+        return f"swinb_{family}l"
+    if "encoder.conv1.weight" in tensors:
+        return f"{'r101' if 'encoder.layer3.22.conv1.weight' in tensors else 'r50'}_{family}l"
+    if blocks not in (1, 2, 3):
+        raise UserError(f"{path}: {blocks} transformer blocks fit no variant; say what it is with --model")
+    return family + {1: "t", 2: "s", 3: "l"}[blocks]
+
+
+def rename_official(tensors: Mapping[str, Tensor], config: Config, path: str | Path) -> dict[str, Tensor]:
+    """Official names to ours; keys without a place are an error that names them."""
+    renamed, foreign = {}, []
+    for key, value in tensors.items():
+        if IGNORED.fullmatch(key):
+            continue
+        name = from_official(key, config.model)
+        if name is None:
+            foreign.append(key)
+        else:
+            renamed[name] = value
+    if foreign:
+        raise UserError(f"{path}: {len(foreign)} keys have no place in {config.model.name}, first {foreign[0]}; "
+                        "is it another model? See --model")
+    return renamed
+
+
+def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copy weights into a network, strictly: every key and shape must fit.
+
+    Raises:
+        UserError: one line with the first missing, extra and mis-shaped keys.
+    """
+    own = network.state_dict()
+    missing = [key for key in own if key not in tensors]
+    extra = [key for key in tensors if key not in own]
+    shapes = [f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
+              for key in own if key in tensors and tensors[key].shape != own[key].shape]
+    problems = [f"{len(keys)} {what} (first: {keys[0]})"
+                for keys, what in ((missing, "missing"), (extra, "extra"), (shapes, "mis-shaped")) if keys]
+    if problems:
+        raise UserError(f"{source}: weights do not fit the model: {'; '.join(problems)}; name their model with "
+                        "--model or --config")
+    network.load_state_dict(dict(tensors))
+
+
+def load_encoder_weights(encoder: nn.Module, name: str, path: str | Path) -> None:
+    """Load ImageNet weights into an encoder: torchvision's, timm's, the official or Swin's own names.
+
+    The classifier and the stages that the encoder here does not have are left out; everything else must fit.
+    """
+    tensors, _ = read_tensors(path)
+    tensors = {key.removeprefix("encoder."): value for key, value in tensors.items()}
+    own = encoder.state_dict()
+    found: dict[str, Tensor] = {}
+    extra = []
+    for key, value in tensors.items():
+        target = encoder_name(key, name)
+        for candidate in (target, f"net.{target}"):  # a timm network lies one level deeper
+            if candidate in own:
+                found[candidate] = value
+                break
+        else:
+            if not IGNORED.fullmatch(key) and not UNUSED_IMAGENET.fullmatch(key):
+                extra.append(key)
+    # The norms on Swin's outputs are not in an ImageNet file; they start as they are.
+    fresh = [key for key in own if name == "swin_base" and key.split(".")[0] in ("norm0", "norm1", "norm2")]
+    missing = [key for key in own if key not in found and key not in fresh]
+    shapes = [key for key, value in found.items() if value.shape != own[key].shape]
+    if missing or extra or shapes:
+        raise UserError(f"model.encoder_weights: {path} does not fit {name}: {len(missing)} keys missing, {len(extra)} "
+                        f"extra, {len(shapes)} mis-shaped (first: {(missing + extra + shapes)[0]}); "
+                        "choose the file of this encoder")
+    encoder.load_state_dict({**own, **{key: value.to(own[key].dtype) for key, value in found.items()}})
+
+
