@@ -130,13 +130,14 @@ class Network(nn.Module):
         return state
 
     def add_objects(self, features: Features, masks: Tensor, state: State, objects: int | list[int]) -> State:
-        """Make a frame just memorised or segmented a further reference, for objects that first appear in it.
+        """Remember the next frame as a further reference, for objects that first appear in it (not memorise, too).
 
         Args:
             masks: label maps of *all* objects; objects: the new number of them.
         """
         state.objects = [objects] * len(state.objects) if isinstance(objects, int) else list(objects)
         outputs, entries = self._reference_pass(features, masks, state)
+        state.frame += 1
         state.reference, state.short, state.last_offer = outputs, [entries], state.frame
         if isinstance(state.long, TrainingBank):
             state.long.add(entries)

@@ -1,0 +1,1 @@
+"""Tools: ``python -m tools.NAME``."""

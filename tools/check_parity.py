@@ -1,0 +1,243 @@
+"""Compare this code with outputs of the official AOT/DeAOT code: logits, probabilities, masks, losses, gradients.
+
+    python -m tools.check_parity --golden ../shared/golden/aot
+
+Every case of GOLDEN/cases runs through the normal predictor, twice: in float64 running freely, and in float32 with
+the recorded masks fed to the memory. Every run of GOLDEN/train goes through the training step in float64. The table
+says the worst deviation of each; exit status 1 if any fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import importlib.util
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from common.command import run
+from common.errors import UserError
+from common.files import write_json
+from configs import Config, load_config, model_config_path
+from inference.predictor import Predictor, View
+from models import Network, build_network, load_state
+from models.weights import rename_official
+from training.parity import training_deviations
+
+FREE_LOGITS = FREE_PROBABILITY = 1e-6  # float64: of the logits' RMS, and absolute
+FORCED_LARGEST, FORCED_RMS = 5e-3, 6e-4  # float32, MobileNetV2: of the logits' RMS (facts, section 11)
+STEADY = 5.0  # ResNet and Swin amplify rounding this many times less
+FORCED_PIXELS = 2e-4  # share of output pixels that may flip in float32
+LOSS, GRADIENT = 1e-9, 1e-6  # float64, relative
+
+
+@dataclass
+class Row:
+    """One line of the table. ``deviation``: largest, relative to the logits' RMS (training: to the gradient norm)."""
+
+    variant: str
+    case: str
+    mode: str
+    deviation: float
+    rms: float
+    pixels: int
+    passed: bool
+
+
+def main() -> None:
+    arguments = parse()
+    rows = check(Path(arguments.golden), Path(arguments.manifests or arguments.golden), arguments.only)
+    if arguments.report:
+        write_json(arguments.report, [asdict(row) for row in rows])
+        print(f"wrote {arguments.report}")
+    failed = sum(not row.passed for row in rows)
+    print(f"{len(rows) - failed} of {len(rows)} passed")
+    if failed:
+        sys.exit(1)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--golden", required=True, help="folder with cases/ and/or train/")
+    parser.add_argument("--manifests", help="folder manifests/ whose parent holds weights.py and video.py "
+                                            "(default: GOLDEN/manifests)")
+    parser.add_argument("--only", default="*", help="run only cases and variants that match this pattern")
+    parser.add_argument("--report", help="write the rows to this JSON file")
+    return parser.parse_args()
+
+
+def check(golden: Path, manifests: Path, only: str = "*") -> list[Row]:
+    """Run everything in a golden folder whose case or variant matches ``only``; print each row as it is done."""
+    manifests = manifests / "manifests" if (manifests / "manifests").is_dir() else manifests
+    rule = Rule(manifests)
+    cases = sorted(path.parent for path in golden.glob("cases/*/case.json"))
+    cases += [golden] if (golden / "case.json").is_file() else []
+    trained = sorted(golden.glob("train/*.json"))
+    if not cases and not trained:
+        raise UserError(f"{golden}: no cases/*/case.json and no train/*.json; name a golden folder with --golden")
+    print(f"{'variant':14} {'case':24} {'mode':16} {'largest/RMS':>12} {'RMS/RMS':>10} {'pixels':>7}")
+    rows: list[Row] = []
+    for folder in cases:
+        case = json.loads((folder / "case.json").read_text())
+        if fnmatch.fnmatch(case["name"], only) or fnmatch.fnmatch(case["variant"], only):
+            for forced in (False, True):
+                rows.append(_show(run_case(folder, case, rule, forced)))
+    for path in trained:
+        if fnmatch.fnmatch(path.stem, only) or fnmatch.fnmatch("train", only):
+            record = json.loads(path.read_text())
+            for row in run_training(path, record, rule):
+                rows.append(_show(row))
+    if not rows:
+        raise UserError(f"--only {only}: matches no case and no variant in {golden}")
+    return rows
+
+
+class Rule:
+    """The golden folder's own rules for weights and videos, and its manifests."""
+
+    def __init__(self, manifests: Path):
+        self.manifests = manifests
+        self.weights = _module(manifests.parent / "weights.py")
+        self.video = _module(manifests.parent / "video.py")
+
+    def network(self, config: Config, seed: int) -> Network:
+        """A network of the variant with the synthetic weights of ``seed``."""
+        path = self.manifests / f"{config.model.name}.json"
+        if not path.is_file():
+            raise UserError(f"{path}: no manifest of this variant; check --manifests")
+        arrays = self.weights.make_state_dict(self.weights.load_manifest(str(path)), seed)
+        tensors = {key: torch.from_numpy(np.asarray(value)) for key, value in arrays.items()}
+        network = build_network(config)
+        load_state(network, rename_official(tensors, config, path), path)
+        return network
+
+
+class RecordingPredictor(Predictor):
+    """The predictor, noting the logits of every group of every view; it can be fed recorded masks."""
+
+    frame = 0
+
+    def record(self, forced: dict[str, np.ndarray] | None) -> None:
+        self.logits: dict[str, np.ndarray] = {}
+        self.forced = forced
+
+    def _segment_group(self, features, state):
+        tokens, logits = super()._segment_group(features, state)
+        view, group = next((view, group) for view in self._views
+                           for group, known in enumerate(view.states) if known is state)
+        self._note(self._index(view), group, logits)
+        return tokens, logits
+
+    def _add_reference(self, view, group, features, labels, objects):
+        super()._add_reference(view, group, features, labels, objects)
+        # The official evaluator decodes once more after the reference pass.
+        self._note(self._index(view), group, self.network.reference_logits(features, view.states[group]), "_ref")
+
+    def _note(self, view: int, group: int, logits, suffix: str = "") -> None:
+        self.logits[f"f{self.frame:02d}_a{view}_e{group}{suffix}"] = logits[0].float().numpy()
+
+    def _to_view(self, labels, view: View):
+        recorded = self.forced.get(f"mem_f{self.frame:02d}_a{self._index(view)}") if self.forced else None
+        return super()._to_view(labels, view) if recorded is None else torch.from_numpy(recorded).unsqueeze(0)
+
+    def _index(self, view: View) -> int:
+        """Number of a view, scale-major and plain before flipped; known by size and flip while a video starts."""
+        return self._view_sizes().index((view.size, view.flip))
+
+
+def run_case(folder: Path, case: dict, rule: Rule, forced: bool) -> Row:
+    """Run one case freely in float64, or in float32 with the recorded masks fed to memory."""
+    frames, labels = rule.video.make_video(case["video"])
+    if rule.video.digest(frames) != case["frames_sha256"]:
+        raise UserError(f"{folder}: video.py makes other frames than the case was recorded with")
+    config = case_config(case)
+    dtype = torch.float32 if forced else torch.float64
+    network = rule.network(config, case["weight_seed"]).to(dtype)
+    predictor = RecordingPredictor.from_config(config, network, dtype=dtype)
+    masks = dict(np.load(folder / "masks.npz"))
+    predictor.record(masks if forced else None)
+    predictor.keep_probabilities = True
+    probabilities = dict(np.load(folder / "prob.npz"))
+    worst_probability, flipped = 0.0, 0
+    for number, frame in enumerate(frames):
+        predictor.frame = number
+        if number == 0:
+            out = predictor.start(frame, labels[0])
+        else:
+            out = predictor.add_objects(frame, labels[number]) if number in labels else predictor.step(frame)
+            if f"f{number:02d}" in probabilities:
+                stride = int(probabilities.get("stride", 7))
+                ours = predictor.probabilities[0, :, ::stride, ::stride].numpy()
+                theirs = probabilities[f"f{number:02d}"]
+                ours = np.pad(ours, ((0, max(0, len(theirs) - len(ours))), (0, 0), (0, 0)))
+                worst_probability = max(worst_probability, float(np.abs(ours - theirs).max()))
+        flipped += int((out != masks["out"][number]).sum())
+    largest, rms = _deviation(predictor.logits, dict(np.load(folder / "logits.npz")), case["logit_rms"])
+    if forced:
+        ease = STEADY if config.model.encoder != "mobilenetv2" else 1.0
+        passed = largest <= FORCED_LARGEST / ease and rms <= FORCED_RMS / ease \
+            and flipped <= FORCED_PIXELS * masks["out"].size
+    else:
+        passed = largest <= FREE_LOGITS and worst_probability <= FREE_PROBABILITY and flipped == 0
+    mode = "float32 forced" if forced else "float64 free"
+    return Row(case["variant"], case["name"], mode, largest, rms, flipped, passed)
+
+
+def case_config(case: dict) -> Config:
+    """The configuration that a case's options describe."""
+    options = case["options"]
+    config = load_config(model_config_path(case["variant"]))
+    config.memory.policy = "lvos6" if options["lvos_rule"] else "unbounded"
+    config.memory.gap = options["long_term_mem_gap"]
+    config.memory.short_skip = options["short_term_mem_skip"]
+    settings = config.inference
+    settings.flip, settings.scales = options["flip"], options["multi_scale"]
+    settings.short_edge, settings.long_edge = (
+        None if options[key] is None else round(options[key]) for key in ("max_short_edge", "max_long_edge"))
+    return config
+
+
+def run_training(path: Path, record: dict, rule: Rule) -> list[Row]:
+    """Every run of one training golden, in float64: losses and gradient norms."""
+    rows = []
+    for name, deviation in training_deviations(path, record, rule).items():
+        passed = deviation.loss <= LOSS and deviation.gradient <= GRADIENT
+        rows.append(Row(record["variant"], f"train {name}", "float64 step", deviation.gradient, deviation.loss, 0, passed))
+    return rows
+
+
+def _deviation(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], scale: float) -> tuple[float, float]:
+    """Largest and RMS difference of all logits, relative to ``scale``. A missing decode is infinitely far."""
+    largest, squares, count = 0.0, 0.0, 0
+    for key, expected in theirs.items():
+        if key not in ours or ours[key].shape != expected.shape:
+            return float("inf"), float("inf")
+        difference = np.abs(ours[key].astype(np.float64) - expected)
+        largest = max(largest, float(difference.max()))
+        squares, count = squares + float((difference**2).sum()), count + difference.size
+    return largest / scale, (squares / count) ** 0.5 / scale
+
+
+def _module(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"{path}: not found; --manifests must name a folder whose parent holds weights.py and video.py")
+    spec = importlib.util.spec_from_file_location(f"golden_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _show(row: Row) -> Row:
+    print(f"{row.variant:14} {row.case:24} {row.mode:16} {row.deviation:12.2e} {row.rms:10.2e} {row.pixels:7d}  "
+          f"{'pass' if row.passed else 'FAIL'}", flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    run(main)
