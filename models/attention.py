@@ -111,7 +111,7 @@ class LocalAttention(nn.Module):
         stride = (self.heads * queries * keys, queries * keys, tile_w * keys + key_w, keys + 1, key_w, 1)
         weight = self.relative_key.weight.view(self.heads, self.window, -1)  # (heads, window, d)
         relative = q @ weight.transpose(-1, -2) + self.relative_key.bias.view(self.heads, 1, self.window)
-        windows = scores.as_strided(size, stride).reshape(relative.shape) + relative  # (B * tiles, heads, queries, window)
+        windows = scores.as_strided(size, stride).reshape(relative.shape) + relative  # (.., queries, window)
         outside = self._outside(grid, (rows, tile_h), (columns, tile_w), query.device)  # (tiles, 1, queries, window)
         windows = windows.view(batch, -1, *windows.shape[1:]).masked_fill(outside, -math.inf).flatten(0, 1)
         windows = windows.softmax(-1)

@@ -20,7 +20,7 @@ from models.attention import as_map, as_tokens
 from models.blocks import AOTBlock, DeAOTBlock, Entry, Long, Tokens
 from models.decoder import Decoder
 from models.encoders import build_encoder
-from models.identity import IDENTITIES, IdentityBank
+from models.identity import IdentityBank
 from models.memory.bank import Bank, TrainingBank
 from models.memory.policies import Candidate, Evidence, build_policy
 from models.memory.state import State
@@ -230,6 +230,11 @@ class AOT(Network):
     """Associating Objects with Transformers (arXiv 2106.02638): the decoder sees every block."""
 
     block_type = AOTBlock
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        # The official code has it, trains it never and uses it nowhere; kept so that its files convert both ways.
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.model.channels), requires_grad=False)
 
     def _heads(self, channels: int, blocks: int) -> tuple[nn.Module, int]:
         return nn.ModuleList(nn.LayerNorm(channels) for _ in range(blocks)), channels * (blocks + 1)

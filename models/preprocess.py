@@ -1,4 +1,4 @@
-"""From a picture to the network's input, in the official arithmetic: sizes, cubic resize, normalisation, nearest labels."""
+"""From a picture to the network's input in the official arithmetic: sizes, cubic resize, normalisation, labels."""
 
 from __future__ import annotations
 

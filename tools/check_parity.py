@@ -20,6 +20,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from training.parity import training_deviations
 
 from common.command import run
 from common.errors import UserError
@@ -28,7 +29,6 @@ from configs import Config, load_config, model_config_path
 from inference.predictor import Predictor, View
 from models import Network, build_network, load_state
 from models.weights import rename_official
-from training.parity import training_deviations
 
 FREE_LOGITS = FREE_PROBABILITY = 1e-6  # float64: of the logits' RMS, and absolute
 FORCED_LARGEST, FORCED_RMS = 5e-3, 6e-4  # float32, MobileNetV2: of the logits' RMS (facts, section 11)
@@ -208,7 +208,8 @@ def run_training(path: Path, record: dict, rule: Rule) -> list[Row]:
     rows = []
     for name, deviation in training_deviations(path, record, rule).items():
         passed = deviation.loss <= LOSS and deviation.gradient <= GRADIENT
-        rows.append(Row(record["variant"], f"train {name}", "float64 step", deviation.gradient, deviation.loss, 0, passed))
+        rows.append(Row(record["variant"], f"train {name}", "float64 step", deviation.gradient, deviation.loss, 0,
+                        passed))
     return rows
 
 

@@ -91,7 +91,8 @@ class Bank:
 
     def num_bytes(self) -> int:
         """Bytes of all tensors that the bank owns."""
-        owned = [self.filled, self.frame, self.reference, *self.records.values(), *sum(self.tensors, [])]
+        owned = [self.filled, self.frame, self.reference, *self.records.values()]
+        owned += [tensor for kept in self.tensors for tensor in kept]
         return sum(tensor.numel() * tensor.element_size() for tensor in owned)
 
     def clone(self) -> Bank:
@@ -123,7 +124,8 @@ class TrainingBank:
     def read(self, block: int, may_be_empty: bool = False) -> Long:
         """As :meth:`Bank.read`."""
         stored = [frame[block] for frame in self.frames]
-        return tuple(torch.cat(tokens, 1) if len(stored) > 1 else tokens[0] for tokens in zip(*stored, strict=True)), None
+        joined = (torch.cat(tokens, 1) if len(stored) > 1 else tokens[0] for tokens in zip(*stored, strict=True))
+        return tuple(joined), None
 
     def num_bytes(self) -> int:
         tensors = [token for frame in self.frames for entry in frame for token in entry]
