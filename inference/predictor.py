@@ -242,9 +242,11 @@ def gather_evidence(logits: Tensor, grid: tuple[int, int]) -> Evidence:
     area = inside.sum((0, 2, 3))
     entropy = -(probability * probability.clamp_min(1e-12).log()).sum(1)  # (1, h4, w4)
     anything = inside.sum(1)
-    foreground = torch.nn.functional.interpolate(1 - probability[:, :1], grid, mode="bilinear", align_corners=False)
+    soft = 1 - probability[:, 0]  # (1, h4, w4)
+    foreground = torch.nn.functional.interpolate(soft.unsqueeze(1), grid, mode="bilinear", align_corners=False)
     return Evidence(
         presence=area / margin.numel(),
+        rival=(soft * (1 - anything)).sum() / anything.sum().clamp_min(1),
         confidence=(inside * margin.unsqueeze(1)).sum((0, 2, 3)) / area.clamp_min(1),
         entropy=(entropy * anything).sum() / anything.sum().clamp_min(1),
         foreground=foreground.flatten())

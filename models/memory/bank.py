@@ -21,7 +21,7 @@ class Bank:
 
     Attributes (per slot, the spare one included; all on the device of the tokens):
         filled: (slots,) bool; frame: (slots,) int64, when it was written; reference: (slots,) bool, given by the user.
-        records: name -> (slots,) float32, what the policy keeps about each slot.
+        records: name -> (slots,) float32, what the policy keeps about each slot (or (slots, slots), about pairs).
         offered: how many frames were offered, a Python int.
     """
 
@@ -83,10 +83,16 @@ class Bank:
         return tokens, self.filled[:count].repeat_interleave(self.tensors[block][0].shape[2],
                                                              output_size=tokens[0].shape[1])
 
-    def record(self, name: str, start: float = 0.0) -> Tensor:
-        """What the policy keeps about each slot under ``name``: (slots,) float32, made on first use."""
+    def record(self, name: str, start: float = 0.0, pairwise: bool = False) -> Tensor:
+        """What the policy keeps about each slot under ``name``, made on first use; write it in place.
+
+        Returns:
+            (slots,) float32, or (slots, slots) for what is kept about pairs; the spare slot's values mean nothing.
+        """
         if name not in self.records:
-            self.records[name] = torch.full_like(self.frame, start, dtype=torch.float32)
+            slots = len(self.filled)
+            shape = (slots, slots) if pairwise else (slots,)
+            self.records[name] = torch.full(shape, start, dtype=torch.float32, device=self.frame.device)
         return self.records[name]
 
     def num_bytes(self) -> int:
@@ -109,7 +115,8 @@ class Bank:
         self.tensors = [[extended(bank.transpose(0, 1)).transpose(0, 1).contiguous() for bank in kept]
                         for kept in self.tensors]
         self.filled, self.frame, self.reference = map(extended, (self.filled, self.frame, self.reference))
-        self.records = {name: extended(values) for name, values in self.records.items()}
+        self.records = {name: extended(values) if values.dim() == 1 else extended(extended(values).T).T.contiguous()
+                        for name, values in self.records.items()}
 
 
 class TrainingBank:

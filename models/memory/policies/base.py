@@ -16,10 +16,12 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError, nearest
 from configs.schema import MemoryConfig
+from models.attention import attention_mass
 from models.memory.bank import Bank
 
 POLICIES: dict[str, type[Policy]] = {}
@@ -33,12 +35,14 @@ class Evidence:
         presence: (n,) share of the frame that each object covers, 0..1.
         confidence: (n,) mean margin between the two best probabilities inside each predicted object, 0..1; 0 if absent.
         entropy: () mean entropy over the pixels predicted as objects, in nats; 0 if there are none.
+        rival: () soft foreground outside the predicted objects, relative to their area: a sign of a look-alike.
         foreground: (L,) soft foreground at the grid of the tokens, 0..1.
     """
 
     presence: Tensor
     confidence: Tensor
     entropy: Tensor
+    rival: Tensor
     foreground: Tensor
 
 
@@ -79,6 +83,31 @@ class Policy:
     def choose(self, bank: Bank, candidate: Candidate) -> Tensor:
         """Return the slot to overwrite, 0-d int64; ``bank.capacity`` declines."""
         raise TypeError(f"{type(self).__name__} defines no choose()")
+
+    @staticmethod
+    def evidence(candidate: Candidate) -> Evidence:
+        """What the network believed about the frame. Raises UserError where the caller gave nothing."""
+        if candidate.evidence is None:
+            raise UserError("memory.policy: this rule judges frames by their scores; pass `evidence` to memorise(), as "
+                            "the predictor does")
+        return candidate.evidence
+
+    @staticmethod
+    def attention_received(bank: Bank, candidate: Candidate, weight: Tensor | None = None) -> Tensor:
+        """Share of the first block's attention that each slot receives from the candidate; for rules that never
+        decline (a slot that is within reach and empty would receive some).
+
+        Args:
+            weight: (L,) weight of each token of the candidate, >= 0; None: all alike.
+        Returns:
+            (slots,) float32, sums to 1; 0 where nothing is stored.
+        """
+        frames = min(bank.offered, bank.capacity)
+        keys = bank.tensors[0][0][:, :frames].flatten(1, 2)  # (1, frames * L, C)
+        weight = torch.ones_like(candidate.key[0, :, 0]) if weight is None else weight + 1e-6  # never 0 everywhere
+        weight = (weight / weight.sum()).to(candidate.key.dtype)
+        mass = attention_mass(candidate.key, keys.to(candidate.key.dtype), candidate.heads, frames, weight).float()
+        return F.pad(mass, (0, len(bank.filled) - frames))
 
     @staticmethod
     def pick(bank: Bank, score: Tensor) -> Tensor:
