@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 QUERY_CHUNK = 512  # rows of the score matrix at a time where no fused kernel exists; bounds the memory of a long bank
-TILE = 9  # rough edge of a tile of queries in windowed attention: small enough to skip most of the map
+TILE = 8  # rough edge of a tile of queries in windowed attention: small enough to skip most of the map
 
 
 def as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -95,46 +95,50 @@ class LocalAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Tensor:
         """query, key: (B, h * w, C); value: (B, h * w, Cv); grid: (h, w). Returns (B, h * w, Cv)."""
         (rows, tile_h), (columns, tile_w) = _tiles(grid[0]), _tiles(grid[1])
-        batch, radius, side = query.shape[0], self.radius, 2 * self.radius + 1
-        key_h, key_w = tile_h + 2 * radius, tile_w + 2 * radius
-        queries, keys = tile_h * tile_w, key_h * key_w  # of a tile
-        pad_h, pad_w = rows * tile_h - grid[0], columns * tile_w - grid[1]
-
-        q = F.pad(query.unflatten(1, grid), (0, 0, 0, pad_w, 0, pad_h))  # (B, rows * tile_h, columns * tile_w, C)
-        q = q.view(batch, rows, tile_h, columns, tile_w, self.heads, -1).permute(0, 1, 3, 5, 2, 4, 6)
-        q = q.reshape(-1, self.heads, queries, q.shape[-1])  # (B * tiles, heads, queries, d)
-        k, v = (self._windows(tensor, grid, (tile_h, tile_w), (pad_h, pad_w)) for tensor in (key, value))
-
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B * tiles, heads, queries, keys)
-        # The window of query (i, j) starts at key (i, j) of its tile: a view with strides only.
-        size = (*scores.shape[:2], tile_h, tile_w, side, side)
-        stride = (self.heads * queries * keys, queries * keys, tile_w * keys + key_w, keys + 1, key_w, 1)
-        weight = self.relative_key.weight.view(self.heads, self.window, -1)  # (heads, window, d)
-        relative = q @ weight.transpose(-1, -2) + self.relative_key.bias.view(self.heads, 1, self.window)
-        windows = scores.as_strided(size, stride).reshape(relative.shape) + relative  # (.., queries, window)
-        outside = self._outside(grid, (rows, tile_h), (columns, tile_w), query.device)  # (tiles, 1, queries, window)
-        windows = windows.view(batch, -1, *windows.shape[1:]).masked_fill(outside, -math.inf).flatten(0, 1)
-        windows = windows.softmax(-1)
-
-        spread = torch.as_strided_scatter(torch.zeros_like(scores), windows.to(scores.dtype).view(size), size, stride)
-        out = spread @ v  # (B * tiles, heads, queries, dv)
-        if self.relative_value is not None:
-            out = out + windows @ self.relative_value.transpose(-1, -2).to(windows.dtype)
-        out = out.view(batch, rows, columns, self.heads, tile_h, tile_w, -1).permute(0, 1, 4, 2, 5, 3, 6)
-        out = out.reshape(batch, rows * tile_h, columns * tile_w, -1)  # (B, padded h, padded w, Cv)
+        pad_h, pad_w, r = rows * tile_h - grid[0], columns * tile_w - grid[1], self.radius
+        q = F.pad(query.unflatten(1, grid), (0, 0, 0, pad_w, 0, pad_h))
+        q = q.unflatten(2, (columns, tile_w)).unflatten(1, (rows, tile_h)).unflatten(5, (self.heads, -1))
+        q = q.permute(0, 1, 3, 5, 2, 4, 6)  # (B, rows, columns, heads, tile_h, tile_w, d)
+        # Keys and values that a tile's windows touch: views (B, rows, columns, heads, d, key_h, key_w), zero outside.
+        k, v = (F.pad(tensor.unflatten(1, grid), (0, 0, r, r + pad_w, r, r + pad_h))
+                .unfold(1, tile_h + 2 * r, tile_h).unfold(2, tile_w + 2 * r, tile_w).unflatten(3, (self.heads, -1))
+                for tensor in (key, value))
+        outside = self._outside(grid, (rows, tile_h), (columns, tile_w), query.device)
+        # Without gradients a row of tiles at a time, which stays in the cache.
+        step = rows if torch.is_grad_enabled() else 1
+        out = torch.cat([self._attend(*(tensor[:, row : row + step] for tensor in (q, k, v)), outside[row : row + step])
+                         for row in range(0, rows, step)], 1)  # (B, rows * tile_h, columns * tile_w, Cv)
         return out[:, : grid[0], : grid[1]].flatten(1, 2)
 
-    def _windows(self, tokens: Tensor, grid: tuple[int, int], tile: tuple[int, int], pad: tuple[int, int]) -> Tensor:
-        """The keys or values that each tile's windows touch: (B * tiles, heads, keys, d), zero outside the map."""
-        r = self.radius
-        padded = F.pad(tokens.unflatten(1, grid), (0, 0, r, r + pad[1], r, r + pad[0]))
-        tiles = padded.unfold(1, tile[0] + 2 * r, tile[0]).unfold(2, tile[1] + 2 * r, tile[1])
-        tiles = tiles.unflatten(3, (self.heads, -1))  # (B, rows, columns, heads, d, key_h, key_w)
-        return tiles.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5).flatten(0, 2)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, outside: Tensor) -> Tensor:
+        """Windowed attention within tiles; returns (B, rows * tile_h, columns * tile_w, Cv) of the rows given."""
+        batch, rows, columns, heads, tile_h, tile_w, _ = q.shape
+        key_h, key_w, side = k.shape[-2], k.shape[-1], 2 * self.radius + 1
+        queries, keys = tile_h * tile_w, key_h * key_w
+        q = q.flatten(4, 5).flatten(0, 2)  # (B * tiles, heads, queries, d)
+        k = k.flatten(5).flatten(0, 2)  # (B * tiles, heads, d, keys)
+        v = v.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5).flatten(0, 2)  # (B * tiles, heads, keys, dv)
+
+        scores = (q * q.shape[-1] ** -0.5) @ k  # (B * tiles, heads, queries, keys)
+        # The window of query (i, j) starts at key (i, j) of its tile: a view with strides only.
+        size = (*scores.shape[:2], tile_h, tile_w, side, side)
+        stride = (heads * queries * keys, queries * keys, tile_w * keys + key_w, keys + 1, key_w, 1)
+        weight = self.relative_key.weight.view(heads, self.window, -1)  # (heads, window, d)
+        windows = q @ weight.transpose(-1, -2)  # (B * tiles, heads, queries, window)
+        windows += self.relative_key.bias.view(heads, 1, self.window)
+        windows.view(size).add_(scores.as_strided(size, stride))
+        windows.unflatten(0, (batch, -1)).masked_fill_(outside.flatten(0, 1), -math.inf)
+        windows = windows.softmax(-1)
+
+        out = _spread(windows.to(scores.dtype).view(size), scores, size, stride) @ v  # (B * tiles, heads, queries, dv)
+        if self.relative_value is not None:
+            out = out + windows @ self.relative_value.transpose(-1, -2).to(windows.dtype)
+        out = out.view(batch, rows, columns, heads, tile_h, tile_w, -1).permute(0, 1, 4, 2, 5, 3, 6)
+        return out.reshape(batch, rows * tile_h, columns * tile_w, -1)
 
     def _outside(self, grid: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int],
                  device: torch.device) -> Tensor:
-        """True where a window position lies outside the map: (tiles, 1, queries, window).
+        """True where a window position lies outside the map: (rows, columns, 1, queries, window).
 
         Padding queries keep their whole window, so that no row of scores is empty.
         """
@@ -147,7 +151,15 @@ class LocalAttention(nn.Module):
         out_x = out_x.view(1, columns[0], 1, columns[1], 1, -1)
         padding = (y[:, self.radius] >= grid[0]).view(rows[0], 1, rows[1], 1, 1, 1) \
             | (x[:, self.radius] >= grid[1]).view(1, columns[0], 1, columns[1], 1, 1)
-        return ((out_y | out_x) & ~padding).flatten(4).flatten(2, 3).flatten(0, 1).unsqueeze(1)
+        return ((out_y | out_x) & ~padding).flatten(4).flatten(2, 3).unsqueeze(2)
+
+
+def _spread(windows: Tensor, scores: Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """Put the windows' weights where they stand among a tile's keys, zeros elsewhere; like ``scores`` in shape."""
+    if torch.is_grad_enabled():
+        return torch.as_strided_scatter(torch.zeros_like(scores), windows, size, stride)
+    scores.zero_().as_strided(size, stride).copy_(windows)  # the scores are read no more
+    return scores
 
 
 def _tiles(length: int) -> tuple[int, int]:

@@ -58,10 +58,10 @@ def normalise(images: Tensor) -> Tensor:
 
     The official code divides in float32, then subtracts and divides in float64, rounding to float32 each time.
     """
-    # A float64 constant folds to the same float32 result only through float64 arithmetic; three channels one by one.
-    channels = [((channel / 255).double().sub(mean).float().double() / std).float()
-                for channel, mean, std in zip(images.unbind(1), MEAN, STD, strict=True)]
-    return torch.stack(channels, 1)
+    mean, std = (torch.tensor(values, dtype=torch.float64, device=images.device) for values in (MEAN, STD))
+    x = images.permute(0, 2, 3, 1) / 255  # (B, H, W, 3)
+    x = (x.double() - mean).float()
+    return (x.double() / std).float().permute(0, 3, 1, 2)
 
 
 def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
