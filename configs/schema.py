@@ -58,7 +58,7 @@ class ModelConfig(Section):
     # DDMemory only: a reconstruction of ours, see docs/memory.md
     global_bank: Literal["dense", "slots"] = "dense"
     global_slots: Positive = 6  # slots an owner (10 objects and the background)
-    global_gate: Literal["chrono", "constant", "open"] = "chrono"  # start of the update gate's bias
+    global_gate: Literal["chrono", "constant", "open"] = "chrono"  # start of the update gate's bias; open: no gate
     global_writes: Positive = 200  # writes that a chrono gate should span
 
 
@@ -97,6 +97,9 @@ class TrainConfig(Section):
     hard_from: Share = 0.5  # share of the steps over which hard_ratio is reached
     feed_predictions_from: Share = 0.5  # share of the steps from which the network's own masks feed its memory
     memory_gap: Positive = 9999  # as memory.gap, in training clips; L variants: 2
+    global_interval: Positive = 1  # as memory.global_interval, in training clips (DDMemory; ours)
+    detach_every: Annotated[int, Field(ge=0)] = 0  # frames between cuts of back-propagation through the memory; 0: none
+    returns: Share = 0.0  # share of the clips in which an object leaves and comes back (DDMemory's last stage; ours)
     previous_frame_reference: bool = False  # the second frame is given as a reference too
     shuffle_identities: bool = True
     augmentation: Literal["v1", "v2"] = "v1"  # DeAOT: v2
