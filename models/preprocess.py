@@ -58,10 +58,13 @@ def normalise(images: Tensor) -> Tensor:
 
     The official code divides in float32, then subtracts and divides in float64, rounding to float32 each time.
     """
-    mean, std = (torch.tensor(values, dtype=torch.float64, device=images.device) for values in (MEAN, STD))
-    x = images.permute(0, 2, 3, 1) / 255  # (B, H, W, 3)
-    x = (x.double() - mean).float()
-    return (x.double() / std).float().permute(0, 3, 1, 2)
+    x = (images.permute(0, 2, 3, 1) / 255).double()  # (B, H, W, 3)
+    for channel, mean in enumerate(MEAN):  # a tensor of constants would have to travel to the device
+        x[..., channel] -= mean
+    x = x.float().double()
+    for channel, std in enumerate(STD):
+        x[..., channel] /= std
+    return x.float().permute(0, 3, 1, 2)
 
 
 def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
