@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from configs import Config
+from models.ddmemory import DDMemory
 from models.network import AOT, DeAOT, Features, Network
 from models.weights import load_encoder_weights, load_state, load_weights, save_weights
 
-FAMILIES: dict[str, type[Network]] = {"aot": AOT, "deaot": DeAOT}
+FAMILIES: dict[str, type[Network]] = {"aot": AOT, "deaot": DeAOT, "ddmemory": DDMemory}
 
 
 def build_network(config: Config) -> Network:
@@ -17,5 +18,5 @@ def build_network(config: Config) -> Network:
     return network
 
 
-__all__ = ["FAMILIES", "Features", "Network", "build_network", "load_encoder_weights", "load_state", "load_weights",
-           "save_weights"]
+__all__ = ["FAMILIES", "DDMemory", "Features", "Network", "build_network", "load_encoder_weights", "load_state",
+           "load_weights", "save_weights"]

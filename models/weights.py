@@ -129,10 +129,15 @@ def rename_official(tensors: Mapping[str, Tensor], config: Config, path: str | P
 def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
     """Copy weights into a network, strictly: every key and shape must fit.
 
+    A family's ``added_parts`` stay as they are where the weights have none of them (AOT's weights in DDMemory).
+
     Raises:
         UserError: one line with the first missing, extra and mis-shaped keys.
     """
     own = network.state_dict()
+    added = [key for key in own if key.startswith(getattr(network, "added_parts", ()))]
+    if not any(key in tensors for key in added):
+        tensors = {**tensors, **{key: own[key] for key in added}}
     missing = [key for key in own if key not in tensors]
     extra = [key for key in tensors if key not in own]
     shapes = [f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"

@@ -1,4 +1,4 @@
-"""Rules that look at the clock alone: the newest frames, or frames spread evenly over the whole past."""
+"""Rules that look at the clock alone: no frame, the newest frames, or frames spread evenly over the whole past."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ from torch import Tensor
 
 from models.memory.bank import Bank
 from models.memory.policies.base import Candidate, Policy, register_policy
+
+
+@register_policy("references")
+class References(Policy):
+    """Only the frames in which the user gave objects: the first, and those of late objects."""
+
+    def slots(self) -> int:
+        return 0
+
+    def choose(self, bank: Bank, candidate: Candidate) -> Tensor:
+        return torch.full_like(bank.frame[0], bank.capacity)  # declines always, so that no slot is ever empty
 
 
 @register_policy("fifo")

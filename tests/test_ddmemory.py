@@ -1,0 +1,386 @@
+"""DDMemory (a reconstruction): the eight properties that protect its global memory, and what else must hold."""
+
+import io
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from common.errors import UserError
+from configs import load_config, model_config_path
+from inference import Predictor
+from models import build_network, load_state
+from models.memory.global_bank import DenseBank, Gate, SlotBank, frame_confidence, owner_shares
+
+GRID, SIZE = (4, 6), (49, 81)  # tokens and pixels of the small frames here
+FORMS = ["dense", "slots"]
+
+
+def config(form: str, *overrides: str, name: str = "ddmemory"):
+    return load_config(model_config_path(name), [f"model.global_bank={form}", "model.blocks=2", "model.channels=32",
+                                                 "model.heads=2", *overrides])
+
+
+def trained(network):
+    """Weights as after training: nothing that starts at zero is zero."""
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in network.named_parameters():
+        if name.startswith(network.added_parts):
+            parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def network_of(form: str, *overrides: str):
+    torch.manual_seed(0)
+    return trained(build_network(config(form, *overrides))).eval()
+
+
+def frames(count: int, size=SIZE) -> torch.Tensor:
+    return torch.rand(count, 1, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def labels(*boxes: tuple[int, int, int, int]) -> torch.Tensor:
+    """A label map of one box an object: (top, bottom, left, right) in pixels."""
+    mask = torch.zeros(1, *SIZE, dtype=torch.uint8)
+    for index, (top, bottom, left, right) in enumerate(boxes, start=1):
+        mask[:, top:bottom, left:right] = index
+    return mask
+
+
+TWO = ((0, 32, 0, 32), (16, 49, 48, 81))
+
+
+def bank_of(form: str, **settings):
+    torch.manual_seed(0)
+    model = config(form).model.model_copy(update=settings)
+    bank = {"dense": DenseBank, "slots": SlotBank}[form](model)
+    generator = torch.Generator().manual_seed(5)
+    for parameter in bank.parameters():
+        parameter.data.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return bank.requires_grad_(False)
+
+
+def entry(seed: int, grid=(3, 5)) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, grid[0] * grid[1], 32, generator=generator), \
+        torch.randn(1, grid[0] * grid[1], 32, generator=generator)
+
+
+def shares_of(*boxes) -> torch.Tensor:
+    return owner_shares(labels(*boxes), (3, 5))
+
+
+def on_fake_device(network: torch.nn.Module) -> torch.nn.Module:
+    """The network with parameters that have a shape and a device, and no values; inside a FakeTensorMode."""
+    for module in network.modules():
+        for table in (module._parameters, module._buffers):
+            for name, value in table.items():
+                if value is not None:
+                    fake = torch.empty(value.shape, dtype=value.dtype, device="cuda")
+                    table[name] = torch.nn.Parameter(fake, False) if table is module._parameters else fake
+    return network
+
+
+def equal(first, second) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# 1. Step 0 equals plain AOT.
+
+@pytest.mark.parametrize("form", FORMS)
+def test_starts_as_plain_aot_to_the_bit(form):
+    def masks(network, configuration):
+        predictor = Predictor.from_config(configuration, network)
+        predictor.keep_probabilities = True
+        predictor.start(video[0], labels(*TWO)[0])
+        out = []
+        for frame in video[1:]:
+            predictor.step(frame)
+            out.append(predictor.probabilities)
+        return torch.stack(out)
+
+    video = [(255 * frame[0].permute(1, 2, 0)).byte() for frame in frames(7)]
+    plain = config("dense", "model.family=aot", "memory.policy=unbounded")  # gap 9999: reference and previous frame
+    torch.manual_seed(0)
+    aot = build_network(plain)
+    ours = config(form, "memory.global_interval=2")
+    network = build_network(ours)
+    load_state(network, aot.state_dict(), "AOT's weights")
+    assert torch.equal(masks(network, ours), masks(aot, plain))
+    assert not torch.equal(masks(trained(network), ours), masks(aot, plain))  # and the global memory is really read
+
+
+# 2. Bytes.
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bytes_are_constant(form):
+    network = network_of(form, "memory.global_interval=1")
+    sizes = []
+    with torch.inference_mode():
+        features = network.encode(frames(1)[0])
+        state = network.start(features, labels(*TWO), 2)
+        _, tokens = network.segment(features, state)
+        for frame in range(1, 1001):
+            state = network.memorise(tokens, labels(*TWO), state)
+            if frame in (10, 1000):
+                sizes.append((state.num_bytes(), len(vars(state.extra)), len(state.short)))
+    assert sizes[0] == sizes[1]
+    assert all(torch.isfinite(tensor).all() for bank in state.extra.banks for tensor in bank)
+
+
+# 3. and 4. Absence.
+
+def test_slots_of_an_absent_object_do_not_move():
+    bank = bank_of("slots")
+    before = bank.start(entry(0), shares_of(*TWO))
+    after, _ = bank.write(before, entry(1), shares_of(TWO[0]), torch.ones(1))
+    own = [owner for owner in range(11) for _ in range(bank.per_owner)]
+    changed = (after[0] != before[0]).any(-1)[0].tolist()
+    assert {owner for owner, moved in zip(own, changed, strict=True) if moved} == {0, 1}
+    assert torch.equal(after[1], before[1])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_frames_without_foreground_change_nothing(form):
+    network = network_of(form, "memory.global_interval=1")
+    with torch.inference_mode():
+        state = network.start(network.encode(frames(1)[0]), labels(*TWO), 2)
+        before = state.extra.clone()
+        for frame in frames(3):
+            _, tokens = network.segment(network.encode(frame), state)
+            state = network.memorise(tokens, labels(), state)
+        assert all(equal(a, b) for a, b in zip(state.extra.banks, before.banks, strict=True))
+        assert state.extra.openness.item() == state.extra.confidence.item() == 0
+        state = network.memorise(tokens, labels(*TWO), state)
+        assert not equal(state.extra.banks[0], before.banks[0])
+
+
+# 5. The ends of the gate.
+
+def test_open_gate_keeps_exactly_the_last_frame_and_closed_gate_the_first():
+    bank = bank_of("dense", global_gate="open")
+    torch.nn.init.zeros_(bank.gate.correction.weight)  # as at the start
+    first, second = entry(0), entry(1)
+    state = bank.start(first, shares_of(*TWO))
+    scores = (first[0] @ second[0].transpose(1, 2)) / 32**0.5
+    for _ in range(3):
+        kept, openness = bank.write(state, second, shares_of(*TWO), torch.zeros(1))
+        assert equal(kept, first) and openness == 0
+    last, openness = bank.write(state, second, shares_of(*TWO), torch.ones(1))
+    assert openness == 1
+    assert torch.allclose(last[0], scores.softmax(-1) @ second[0], atol=1e-6)
+    assert torch.allclose(last[1], scores.softmax(-1) @ second[1], atol=1e-6)
+    aligned = torch.cat([last[0], last[1]], -1)
+    # z = 1 to the bit: what was there before leaves no trace.
+    other = tuple(1e4 * token for token in state)
+    trace, _ = bank.gate(other[1], last[1], torch.ones(1, 1, 1))
+    assert torch.equal(trace, last[1]) and torch.isfinite(aligned).all()
+
+
+def test_open_slots_keep_exactly_the_last_frame():
+    bank = bank_of("slots", global_gate="open")
+    torch.nn.init.zeros_(bank.gate.correction.weight)
+    everywhere = shares_of((0, 49, 0, 81))
+    fresh = bank.start(entry(1), everywhere)
+    late, _ = bank.write(bank.start(entry(0), everywhere), entry(1), everywhere, torch.ones(1))
+    assert equal(late, fresh)
+
+
+# 6. Objects are alike.
+
+def test_permuted_objects_permute_slots():
+    bank = bank_of("slots")
+    kept, swapped = (bank.start(entry(0), shares) for shares in (shares_of(*TWO), shares_of(*TWO[::-1])))
+    kept, _ = bank.write(kept, entry(1), shares_of(*TWO), torch.ones(1))
+    swapped, _ = bank.write(swapped, entry(1), shares_of(*TWO[::-1]), torch.ones(1))
+    per = bank.per_owner
+    order = [*range(per), *range(2 * per, 3 * per), *range(per, 2 * per), *range(3 * per, 11 * per)]
+    assert equal([tensor[:, order] for tensor in kept], swapped)
+    keys = [bank.read(state)[0] for state in (kept, swapped)]
+    assert torch.equal(keys[0][:, order], keys[1])
+
+
+# 7. Truncated back-propagation.
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradient_reaches_the_first_write_of_its_window_and_no_further(form):
+    network = network_of(form).train()
+    memory = config(form, "memory.global_interval=1").memory
+    leaves = [frame.clone().requires_grad_() for frame in frames(5)]
+    features = [network.encode(frame) for frame in leaves]
+    state = network.start(features[0], labels(*TWO), 2, memory)
+    writes = []
+    for index in range(1, 5):
+        logits, tokens = network.segment(features[index], state)
+        state = network.memorise(tokens, labels(*TWO), state)
+        if index == 2:
+            state = state.detach()
+        state.short = state.detach().short  # only the global memory joins the frames here
+        writes.append(state.extra.banks[0][0])
+    reaches = torch.autograd.grad(logits.square().mean(), leaves, allow_unused=True)
+    assert [gradient is not None and bool(gradient.abs().sum() > 0) for gradient in reaches] \
+        == [False, False, False, True, True]  # 0, 1, 2: before the cut
+
+
+# 8. Resumption.
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_saved_state_goes_on_to_the_same_masks(form):
+    network = network_of(form, "memory.global_interval=2")
+    video = frames(8)
+
+    def go(state, part):
+        out = []
+        for frame in part:
+            logits, tokens = network.segment(network.encode(frame), state)
+            masks = network.upsample(logits, SIZE).argmax(1)
+            state = network.memorise(tokens, masks, state)
+            out.append(logits)
+        return state, torch.stack(out)
+
+    with torch.inference_mode():
+        state = network.start(network.encode(video[0]), labels(*TWO), 2)
+        state, _ = go(state, video[1:4])
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        twin = state.clone()
+        _, expected = go(state, video[4:])
+        stream.seek(0)
+        assert torch.equal(go(torch.load(stream, weights_only=False), video[4:])[1], expected)
+        assert torch.equal(go(twin, video[4:])[1], expected)
+
+
+# What else must hold.
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ten_thousand_writes_neither_drift_nor_fail(form):
+    bank = bank_of(form)
+    for parameter in bank.gate.correction.parameters():
+        parameter.data.mul_(20)  # a network trained badly
+    kinds = [entry(seed) for seed in range(7)]
+    longest = max(tensor.norm(dim=-1).max() for pair in kinds for tensor in pair)
+    state = bank.start(kinds[0], shares_of(*TWO))
+    with torch.inference_mode():
+        for index in range(10_000):
+            state, _ = bank.write(state, kinds[index % 7], shares_of(*TWO[index % 3 :]), torch.full((1,), 0.9))
+    assert all(torch.isfinite(tensor).all() for tensor in state)
+    assert state[0].norm(dim=-1).max() <= 2 * 2**0.5 * longest
+
+
+def test_chrono_gate_spans_many_time_scales_and_constant_gate_one():
+    torch.manual_seed(0)
+    scales = 1 / Gate(512, 0, "chrono", 200).update.bias.sigmoid()
+    assert 1.9 < scales.min() < 10 and 150 < scales.max() <= 200.1
+    assert Gate(8, 0, "constant", 200).update.bias.unique().tolist() == [-3.0]
+
+
+def test_confidence_is_presence_times_margin():
+    logits = torch.zeros(1, 2, 13, 21)
+    logits[:, 1, :8, :8] = 9.0
+    sure = frame_confidence(logits, owner_shares(labels((0, 16, 0, 16)), GRID), GRID, 1e-4)
+    unsure = frame_confidence(logits, owner_shares(labels((32, 49, 64, 81)), GRID), GRID, 1e-4)
+    nothing = frame_confidence(logits, owner_shares(labels(), GRID), GRID, 1e-4)
+    assert sure > 0.9 and unsure < 0.1 and nothing == 0
+
+
+def test_interval_says_which_frames_are_written():
+    network = network_of("dense", "memory.global_interval=3")
+    written = []
+    with torch.inference_mode():
+        features = network.encode(frames(1)[0])
+        state = network.start(features, labels(*TWO), 2)
+        for frame in range(1, 10):
+            _, tokens = network.segment(features, state)
+            state = network.memorise(tokens, labels(*TWO), state)
+            written += [frame] if state.extra.last_write == frame else []
+    assert written == [3, 6, 9]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_late_object_enters_the_global_memory(form):
+    network = network_of(form)
+    with torch.inference_mode():
+        features = network.encode(frames(1)[0])
+        state = network.start(features, labels(TWO[0]), 1)
+        before = state.extra.clone()
+        state = network.add_objects(features, labels(*TWO), state, 2)
+        assert state.extra.last_write == 1 and not torch.equal(state.extra.banks[0][0], before.banks[0][0])
+        if form == "slots":
+            per = network.global_banks[0].per_owner
+            assert not before.banks[0][1][:, 2 * per : 3 * per].any()
+            assert state.extra.banks[0][1][:, 2 * per : 3 * per].all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_state_is_float32_under_autocast(form):
+    network = network_of(form, "memory.global_interval=1")
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        state = network.start(network.encode(frames(1)[0]), labels(*TWO), 2)
+        for frame in frames(3):
+            _, tokens = network.segment(network.encode(frame), state)
+            state = network.memorise(tokens, labels(*TWO), state)
+    assert all(tensor.dtype in (torch.float32, torch.bool) for bank in state.extra.banks for tensor in bank)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_part_learns(form):
+    """Zero at the start, but not dead: after two steps every parameter of the global memory has a gradient."""
+    torch.manual_seed(0)
+    network = build_network(config(form)).train()
+    memory = config(form, "memory.global_interval=1").memory
+    optimiser = torch.optim.SGD(network.parameters(), 0.1)
+    for _ in range(3):
+        features = network.encode(frames(4).flatten(0, 1)).chunk(4)
+        state = network.start(features[0], labels(*TWO), 2, memory)
+        loss = 0.0
+        for part in features[1:]:
+            logits, tokens = network.segment(part, state)
+            loss = loss + logits.square().mean()
+            state = network.memorise(tokens, labels(*TWO), state)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    dead = [name for name, parameter in network.named_parameters() if name.startswith(network.added_parts)
+            and (parameter.grad is None or parameter.grad.abs().sum() == 0)]
+    assert not dead
+
+
+def test_samples_with_fewer_objects_stand_beside_others():
+    network = network_of("slots", "memory.global_interval=1")
+    pair = torch.cat([labels(TWO[0]), labels(*TWO)])
+    with torch.inference_mode():
+        features = network.encode(frames(2).flatten(0, 1))
+        state = network.start(features, pair, [1, 2])
+        _, tokens = network.segment(features, state)
+        state = network.memorise(tokens, pair, state)
+        both, _ = network.segment(features, state)
+        single = network.start(network.encode(frames(2)[0]), pair[:1], 1)
+        _, tokens = network.segment(network.encode(frames(2)[0]), single)
+        single = network.memorise(tokens, pair[:1], single)
+        alone, _ = network.segment(network.encode(frames(2)[0]), single)
+    assert torch.allclose(both[:1, :2], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_runs_on_a_device_without_looking_at_values(form):
+    """Fake tensors on a fake CUDA device: nothing names a device, nothing waits for one."""
+    network = build_network(config(form, "memory.global_interval=1")).eval().requires_grad_(False)
+    with FakeTensorMode(), torch.no_grad():
+        fake = on_fake_device(network)
+        features = fake.encode(torch.empty(1, 3, *SIZE, device="cuda"))
+        mask = torch.empty(1, *SIZE, dtype=torch.uint8, device="cuda")
+        state = fake.start(features, mask, 2)
+        for _ in range(3):
+            logits, tokens = fake.segment(features, state)
+            state = fake.memorise(tokens, mask, state)
+        state = fake.add_objects(features, mask, state, 3)
+        assert logits.device.type == "cuda" and state.num_bytes() > 0
+
+
+def test_official_weights_leave_only_the_added_parts_fresh():
+    network = build_network(config("dense"))
+    aot = {key: value for key, value in network.state_dict().items() if not key.startswith(network.added_parts)}
+    load_state(network, aot, "AOT's weights")
+    half = {**aot, "global_projections.0.weight": network.global_projections[0].weight.detach()}
+    with pytest.raises(UserError, match="missing"):
+        load_state(network, half, "damaged weights")
