@@ -1,0 +1,1 @@
+"""What a video is on disk: records of every layout, readers, checks, clips for training, generated data."""
