@@ -6,7 +6,7 @@ Nothing here unpickles code: torch files are read with ``weights_only``, and our
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -126,8 +126,11 @@ def rename_official(tensors: Mapping[str, Tensor], config: Config, path: str | P
     return renamed
 
 
-def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: str | Path,
+               called: Callable[[str], str] = str) -> None:
     """Copy weights into a network, strictly: every key and shape must fit.
+
+    ``called`` gives a key's name in ``source``, for messages.
 
     A family's ``added_parts`` stay as they are where the weights have none of them (AOT's weights in DDMemory).
 
@@ -138,9 +141,9 @@ def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: str | 
     added = [key for key in own if key.startswith(getattr(network, "added_parts", ()))]
     if not any(key in tensors for key in added):
         tensors = {**tensors, **{key: own[key] for key in added}}
-    missing = [key for key in own if key not in tensors]
-    extra = [key for key in tensors if key not in own]
-    shapes = [f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
+    missing = [called(key) for key in own if key not in tensors]
+    extra = [called(key) for key in tensors if key not in own]
+    shapes = [f"{called(key)} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
               for key in own if key in tensors and tensors[key].shape != own[key].shape]
     problems = [f"{len(keys)} {what} (first: {keys[0]})"
                 for keys, what in ((missing, "missing"), (extra, "extra"), (shapes, "mis-shaped")) if keys]

@@ -51,7 +51,7 @@ def convert_official(source: str | Path, target: str | Path, model: str | None =
                           f"say --model {model[:-1]}b for it")
     config, renamed = load_weights(source, model)
     network = build_network(config)
-    load_state(network, renamed, source)
+    load_state(network, renamed, source, lambda key: to_official(key, config.model) or key)
     save_weights(target, network.state_dict(), config)
     left_out = [key for key in tensors if IGNORED.fullmatch(key)]
     report.append(f"{len(tensors)} keys: {len(renamed)} converted, {len(left_out)} derived here and left out")

@@ -1,0 +1,112 @@
+"""Weights in and out: names both ways, strictness, damage, and files that hold code."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.errors import UserError
+from configs import load_config, model_config_path, model_names
+from models import build_network, load_encoder_weights, load_state, load_weights, save_weights
+from models.weights import recognise
+from tools.convert_checkpoint import convert_official, export, official_state
+
+OFFICIAL = [name for name in model_names() if "ddmemory" not in name]
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_names_and_shapes_are_the_official_ones(name, shared):
+    manifest = json.loads((shared / "golden" / "aot" / "manifests" / f"{name}.json").read_text())
+    config = load_config(model_config_path(name))
+    exported = official_state(build_network(config).state_dict(), config)
+    assert {key: list(value.shape) for key, value in exported.items()} \
+        == {key: entry["shape"] for key, entry in manifest["entries"].items()}
+    recognised = recognise(exported, name)
+    assert recognised == (name[:-1] + "l" if name.endswith("b") else name)
+
+
+def test_a_trained_official_file_survives_there_and_back_to_the_byte(shared, tmp_path):
+    source = shared / "golden" / "aot" / "real" / "aott_official_names.safetensors"
+    report = convert_official(source, tmp_path / "ours.safetensors")
+    assert report[0] == "recognised aott from 323 keys"
+    export(tmp_path / "ours.safetensors", tmp_path / "back.safetensors")
+    assert (tmp_path / "back.safetensors").read_bytes() == source.read_bytes()
+    export(tmp_path / "ours.safetensors", tmp_path / "back.pth")
+    config, tensors = load_weights(tmp_path / "back.pth", "aott")
+    load_state(build_network(config), tensors, "back.pth")
+
+
+def test_b_and_l_are_told_apart_only_by_the_user(tmp_path):
+    config = load_config(model_config_path("deaotb"))
+    save_file(official_state(build_network(config).state_dict(), config), tmp_path / "b.safetensors")
+    report = "\n".join(convert_official(tmp_path / "b.safetensors", tmp_path / "out.safetensors"))
+    assert "recognised deaotl" in report and "--model deaotb" in report
+    convert_official(tmp_path / "b.safetensors", tmp_path / "out.safetensors", "deaotb")
+    assert load_weights(tmp_path / "out.safetensors")[0].memory.gap == 9999
+
+
+@pytest.mark.parametrize("harm, said", [
+    (lambda tensors: tensors.pop("LSTT.layers.0.linear_Q.bias"), "1 missing .first: LSTT.layers.0.linear_Q.bias"),
+    (lambda tensors: tensors.update({"LSTT.layers.0.linear_X.bias": torch.zeros(3)}), "LSTT.layers.0.linear_X.bias"),
+    (lambda tensors: tensors.update({"decoder.conv_out.bias": torch.zeros(7)}), r"decoder.conv_out.bias \(7,\)"),
+], ids=["missing", "extra", "mis-shaped"])
+def test_conversion_is_strict_and_names_the_key(harm, said, shared, tmp_path):
+    tensors = load_file(shared / "golden" / "aot" / "real" / "aott_official_names.safetensors")
+    harm(tensors)
+    save_file(tensors, tmp_path / "harmed.safetensors")
+    with pytest.raises(UserError, match=said):
+        convert_official(tmp_path / "harmed.safetensors", tmp_path / "out.safetensors", "aott")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+class Malicious:
+    """Unpickled, it would create a file."""
+
+    def __reduce__(self):
+        return (open, ("owned", "w"))
+
+
+def test_a_pickle_with_code_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "bad": Malicious()}, tmp_path / "bad.pth", pickle_module=pickle)
+    with pytest.raises(UserError, match="holds code, which is never run"):
+        load_weights(tmp_path / "bad.pth", "aott")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken zip"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_damaged_files_are_named(content, suffix, tmp_path):
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged\.\w+: cannot be read as weights"):
+        load_weights(path, "aott")
+
+
+def test_weights_carry_their_configuration_and_refuse_another_model(tmp_path):
+    config = load_config(model_config_path("aott"), ["memory.gap=7"])
+    save_weights(tmp_path / "own.safetensors", build_network(config).state_dict(), config)
+    assert load_weights(tmp_path / "own.safetensors")[0] == config
+    assert load_weights(tmp_path / "own.safetensors", overrides=["memory.gap=3"])[0].memory.gap == 3
+    with pytest.raises(UserError, match="holds weights of aott, not of deaott"):
+        load_weights(tmp_path / "own.safetensors", "deaott")
+    other = load_config(model_config_path("aots"))
+    with pytest.raises(UserError, match="do not fit the model: .* missing"):
+        load_state(build_network(other), load_weights(tmp_path / "own.safetensors")[1], "own.safetensors")
+
+
+def test_imagenet_weights_load_under_torchvision_names_and_under_timm_names(shared, tmp_path):
+    path = shared / "weights" / "mobilenet_v2_1.0_imagenet.safetensors"
+    config = load_config(model_config_path("aott"), [f"model.encoder_weights={path}"])
+    network = build_network(config)
+    source = load_file(path)
+    assert torch.equal(network.encoder.conv_stem.weight, source["features.0.0.weight"].float())
+    assert torch.equal(network.encoder.bn2.running_var, source["features.18.1.running_var"])
+    save_file(network.encoder.state_dict(), tmp_path / "timm.safetensors")
+    again = build_network(load_config(model_config_path("aott")))
+    load_encoder_weights(again.encoder, "mobilenetv2", tmp_path / "timm.safetensors")
+    assert torch.equal(again.encoder.conv_head.weight, network.encoder.conv_head.weight)
+    with pytest.raises(UserError, match="does not fit resnet50"):
+        build_network(load_config(model_config_path("r50_aotl"), [f"model.encoder_weights={path}"]))
