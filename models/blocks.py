@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import LocalAttention, as_map, as_tokens, attend
+from models.noise import keep_mask
 
 Tokens = tuple[Tensor, ...]
 Entry = tuple[Tensor, ...]
@@ -34,8 +35,20 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        keep = 1 - self.rate
-        return x * x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep).div_(keep)
+        return x * keep_mask(x, 1, self.rate).view(-1, *[1] * (x.dim() - 1))
+
+
+class DropChannels(nn.Module):
+    """Channel dropout of maps (B, C, H, W): a sample's channel is 0 with probability ``rate`` in training."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        return x * keep_mask(x, x.shape[1], self.rate)[:, :, None, None]
 
 
 class SelfAttention(nn.Module):
@@ -82,6 +95,11 @@ class AOTBlock(nn.Module):
         self.feed_forward = FeedForward(channels, 4 * channels)
         self.drop_path = DropPath(drop_path)
 
+    @staticmethod
+    def entry_channels(channels: int) -> int:
+        """Numbers that an entry keeps of each token: key and value."""
+        return 2 * channels
+
     def query(self, stream: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tokens]:
         x = stream + self.drop_path(self.self_attention(self.norm1(stream), position))
         normed = self.norm2(x)
@@ -105,7 +123,7 @@ class GatedPropagation(nn.Module):
     def __init__(self, inputs: int, outputs: int, dropout: float):
         super().__init__()
         self.conv = nn.Conv2d(inputs, inputs, 5, padding=2, groups=inputs, bias=False)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = DropChannels(dropout)
         self.projection = nn.Linear(inputs, outputs)
 
     def forward(self, attended: Tensor, gate: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -137,6 +155,11 @@ class DeAOTBlock(nn.Module):
             nn.Linear(channels, self.expanded) for _ in range(4))
         self.self_propagation = GatedPropagation(2 * self.expanded, 2 * channels, conv_dropout)
         self.drop_path = DropPath(drop_path)
+
+    @staticmethod
+    def entry_channels(channels: int) -> int:
+        """Numbers that an entry keeps of each token: key, visual and identity value."""
+        return channels // 2 + 4 * channels
 
     def query(self, stream: Tensor, position: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor], Tokens]:
         visual, identity = stream.split(self.channels, -1) if not self.first else (stream, None)

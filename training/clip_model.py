@@ -44,11 +44,10 @@ class ClipModel(nn.Module):
         count, _, _, *size = frames.shape
         share = hard_share(step, train.steps, train.hard_ratio, train.hard_from)
         weight = reference_weight(step, train.steps, train.aux_weight, train.aux_ratio)
-        own_predictions = feeds_predictions(step, train)
+        own_predictions = step >= train.feed_predictions_from * train.steps
 
         images = frames.flatten(0, 1)  # (T * B, 3, H, W), frame-major
         features = network.encode(normalise(images.float()) if images.dtype == torch.uint8 else images).chunk(count)
-        most = max(objects)
 
         def loss_of(logits: Tensor, index: int) -> Tensor:
             return frame_loss(logits, masks[index], objects, share)
@@ -79,7 +78,3 @@ class ClipModel(nn.Module):
         return {"loss": total.mean(), "frame_losses": torch.stack([*reference_losses, *losses]).detach(),
                 "predictions": torch.stack(predictions)}
 
-
-def feeds_predictions(step: int, train) -> bool:
-    """Whether the network's own masks feed its memory at this step (official: "sequential training")."""
-    return step >= train.feed_predictions_from * train.steps

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-IGNORE = 255  # label of pixels that nobody marked
 
 
 def frame_loss(logits: Tensor, labels: Tensor, objects: list[int], share: float) -> Tensor:
@@ -14,7 +11,7 @@ def frame_loss(logits: Tensor, labels: Tensor, objects: list[int], share: float)
 
     Args:
         logits: (B, 1 + n, H, W) at the labels' size; a sample's own channels are 0..objects[b].
-        labels: (B, H, W) integers, 255 = ignored.
+        labels: (B, H, W) integers; values above a sample's objects (255) are ignored.
         objects: number of objects of each sample, at most n.
         share: of the pixels, those with the largest cross-entropy, that count in it (:func:`hard_share`).
     Returns:
@@ -24,45 +21,39 @@ def frame_loss(logits: Tensor, labels: Tensor, objects: list[int], share: float)
         logits = logits.float()  # a sum over a picture's pixels overflows half precision
     losses = []
     for sample, count in enumerate(objects):
-        logarithms = logits[sample, : 1 + count].log_softmax(0)  # (1 + n_b, H, W)
-        target = labels[sample].long()
+        logarithms = logits[sample, : 1 + count].flatten(1).log_softmax(0)  # (1 + n_b, H * W)
+        classes = torch.arange(1 + count, device=labels.device)
+        target = (labels[sample].flatten() == classes[:, None]).to(logits.dtype)  # ignored pixels: 0 everywhere
         losses.append(0.5 * hard_cross_entropy(logarithms, target, share) + 0.5 * soft_jaccard(logarithms, target))
     return torch.stack(losses)
 
 
-def hard_cross_entropy(logarithms: Tensor, labels: Tensor, share: float) -> Tensor:
+def hard_cross_entropy(logarithms: Tensor, target: Tensor, share: float) -> Tensor:
     """Mean cross-entropy of the hardest pixels; ignored pixels stay candidates, with 0.
 
     Args:
-        logarithms: (C, H, W) log-probabilities; labels: (H, W); share: of the H * W pixels.
+        logarithms: (C, P) log-probabilities of P pixels; target: (C, P) one-hot, all 0 where ignored.
+        share: of the P pixels.
     Returns:
         () loss
     """
-    losses = F.nll_loss(logarithms.unsqueeze(0), labels.unsqueeze(0), ignore_index=IGNORE, reduction="none").flatten()
-    count = int(share * losses.numel())
-    if count < losses.numel():
-        losses = losses.topk(count, sorted=False).values
-    return losses.mean()
+    losses = -(logarithms * target).sum(0)
+    count = int(share * len(losses))
+    return losses.mean() if count >= len(losses) else losses.topk(count, sorted=False).values.mean()
 
 
-def soft_jaccard(logarithms: Tensor, labels: Tensor) -> Tensor:
-    """1 - soft intersection over union, mean over the classes (background included) that occur in the labels.
+def soft_jaccard(logarithms: Tensor, target: Tensor) -> Tensor:
+    """1 - soft intersection over union, mean over the classes (background included) that occur in the target.
 
     Args:
-        logarithms: (C, H, W) log-probabilities; labels: (H, W), 255 = ignored.
+        logarithms: (C, P) log-probabilities; target: (C, P) one-hot, all 0 where ignored.
     Returns:
         () loss
     """
-    classes = torch.arange(len(logarithms), device=labels.device)
-    target = labels.flatten() == classes[:, None]  # (C, H * W)
-    known = (labels.flatten() != IGNORE).to(logarithms.dtype)
-    probabilities = logarithms.flatten(1).exp() * known
-    target = target.to(logarithms.dtype)
-    intersection = (probabilities * target).sum(1)  # (C,)
-    # I + sum p (1 - g) + sum (1 - p) g = sum p + sum g - I
-    union = probabilities.sum(1) + target.sum(1) - intersection
-    present = (target.amax(1) > 0).to(logarithms.dtype)
-    losses = 1 - intersection / (union + 1e-6)
+    probabilities = logarithms.exp() * target.sum(0)
+    intersection, area = (probabilities * target).sum(1), target.sum(1)  # (C,)
+    losses = 1 - intersection / (probabilities.sum(1) + area - intersection + 1e-6)
+    present = (area > 0).to(losses.dtype)
     return (losses * present).sum() / present.sum().clamp(min=1)
 
 
