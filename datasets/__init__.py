@@ -1,1 +1,1 @@
-"""What a video is on disk: records of data sets, readers of frames and label maps, checks, and generated videos."""
+"""What a video is on disk: records of every layout, readers, checks, clips for training, generated data."""

@@ -1,0 +1,147 @@
+"""One's own video: a film, or a folder of frames, with one or more masks; read as a stream, never whole.
+
+A folder's frames keep their stems; a film's are numbered from 0 with eight digits. The video's name is the stem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError, UserErrors, nearest
+from datasets.headers import image_size
+from datasets.readers import IGNORE, read_image, read_labels
+from datasets.records import IMAGE_SUFFIXES, name_order
+
+
+@dataclass(frozen=True)
+class OwnFrame:
+    """One frame: ``image`` (H, W, 3) uint8 RGB, ``given`` (H, W) uint8 ids or None, ``where`` for messages."""
+
+    stem: str
+    image: np.ndarray
+    given: np.ndarray | None
+    where: str
+
+
+class OwnVideo:
+    """A film or a folder of frames. Iterating decodes one frame at a time; ``len`` is a film's own estimate."""
+
+    def __init__(self, path: str | Path, masks: Sequence[str | Path]):
+        """Check everything that can be checked before the first frame.
+
+        ``path``: a film (whatever OpenCV decodes) or a folder of .jpg or .png frames. ``masks``: ``PNG``, for the
+        first frame, or ``FRAME:PNG``, where FRAME is a frame's stem, or an index of a film.
+        A mask of 0 and 255 alone is one object, id 1; otherwise 255 is ignored.
+
+        Raises UserErrors with all that is wrong.
+        """
+        self.path = Path(path)
+        if not self.path.exists():
+            raise UserError(f"--video {path}: there is no such film or folder")
+        self.name = self.path.stem if self.path.is_file() else self.path.resolve().name
+        self._files = _frames_of(self.path) if self.path.is_dir() else {}
+        self._length, size = (len(self._files), None) if self._files else _film_properties(self.path)
+        problems: list[str] = []
+        self.given: dict[str, np.ndarray] = {}
+        if not masks:
+            problems.append("--mask: give the first frame's objects as a palette PNG, --mask PNG")
+        for mask in masks:
+            try:
+                stem, png = self._mask_place(str(mask))
+                labels = object_mask(png)
+                expected = image_size(self._files[stem]) if self._files else size
+                if expected and labels.shape != (expected[1], expected[0]):
+                    problems.append(f"{png}: the mask is {labels.shape[1]}x{labels.shape[0]}, its frame "
+                                    f"{expected[0]}x{expected[1]}; make them equal")
+                if stem in self.given:
+                    problems.append(f"{png}: frame {stem} has a mask already; put the objects of one frame in one "
+                                    "mask, with an id each")
+                self.given[stem] = labels
+            except UserError as error:
+                problems.append(str(error))
+        if problems:
+            raise UserErrors(problems)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[OwnFrame]:
+        """Yield the frames in order. UserError for a corrupt frame, or a mask of a frame past a film's end."""
+        if self._files:
+            for stem, path in self._files.items():
+                yield OwnFrame(stem, read_image(path), self.given.get(stem), str(path))
+            return
+        used = 0
+        for index, image in enumerate(_film_frames(self.path)):
+            given = self.given.get(f"{index:08d}")
+            used += given is not None
+            yield OwnFrame(f"{index:08d}", image, given, f"{self.path}, frame {index}")
+        if used < len(self.given):
+            raise UserError(f"--mask: frame {max(self.given)} lies past the end of {self.path}")
+
+    def _mask_place(self, mask: str) -> tuple[str, Path]:
+        """The stem and the file that a --mask names."""
+        frame, colon, file = mask.partition(":")
+        if Path(mask).is_file() or not colon:
+            frame, file = (next(iter(self._files)) if self._files else "0"), mask
+        if self._files:
+            if frame not in self._files:
+                hint = nearest(frame, self._files) if len(self._files) < 2000 else ""
+                raise UserError(f"--mask {mask}: {self.path} has no frame '{frame}'; {hint[:160]}")
+            return frame, Path(file)
+        if not frame.isdigit():
+            raise UserError(f"--mask {mask}: '{frame}' is no frame of a film; give its index, counted from 0")
+        if self._length and int(frame) >= self._length:
+            raise UserError(f"--mask {mask}: {self.path} has {self._length} frames, counted from 0")
+        return f"{int(frame):08d}", Path(file)
+
+
+def object_mask(path: Path) -> np.ndarray:
+    """Read a mask that a person made: ``(H, W)`` uint8 ids; 0 and 255 alone mean one object, id 1."""
+    labels = read_labels(path)
+    ids = set(np.unique(labels).tolist())
+    if ids <= {0, IGNORE} and IGNORE in ids:
+        return (labels == IGNORE).astype(np.uint8)
+    if not ids - {0, IGNORE}:
+        raise UserError(f"{path}: the mask is empty; paint each object with its id (1, 2, ...)")
+    return np.where(labels == IGNORE, 0, labels).astype(np.uint8)
+
+
+def _frames_of(folder: Path) -> dict[str, Path]:
+    paths = {path.stem: path for path in sorted(folder.iterdir())
+             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")}
+    if not paths:
+        raise UserError(f"--video {folder}: the folder holds no .jpg or .png frames")
+    return {stem: paths[stem] for stem in sorted(paths, key=name_order)}
+
+
+def _film_properties(path: Path) -> tuple[int, tuple[int, int] | None]:
+    """A film's number of frames (0: unknown) and its (width, height) as decoded."""
+    import cv2
+
+    first = next(_film_frames(path), None)
+    if first is None:
+        raise UserError(f"--video {path}: no frame can be decoded; convert it, for example to H.264 in .mp4")
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))), (first.shape[1], first.shape[0])
+    finally:
+        capture.release()
+
+
+def _film_frames(path: Path) -> Iterator[np.ndarray]:
+    import cv2
+
+    capture = cv2.VideoCapture(str(path))
+    try:
+        while True:
+            read, image = capture.read()
+            if not read:
+                return
+            yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    finally:
+        capture.release()
