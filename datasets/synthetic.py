@@ -60,9 +60,9 @@ class Difficulty:
 
 
 DIFFICULTIES = {
-    "easy": Difficulty(3.0, 0.22, 0.6, 0.1, 1),
-    "normal": Difficulty(5.0, 0.14, 1.0, 0.2, 2),
-    "hard": Difficulty(7.0, 0.06, 1.5, 0.4, 3),
+    "easy": Difficulty(2.0, 0.22, 0.6, 0.1, 1),
+    "normal": Difficulty(3.0, 0.14, 1.0, 0.2, 1),
+    "hard": Difficulty(5.0, 0.06, 1.5, 0.4, 3),
 }
 
 SceneMaker = Callable[[np.random.Generator, Options, int, int, bool], Scene]
@@ -138,8 +138,8 @@ def textured_scene(rng: np.random.Generator, chosen: Options, split: int, index:
     hues = rng.uniform() + np.arange(targets) / targets * 0.9 + rng.uniform(-0.04, 0.04, targets)
     actors, attributes = [], {"LRA"} if long else set()
     for label in range(1, targets + 1):
-        small = rng.uniform() < 0.15
-        radius = rng.uniform(9, 12) * unit if small else rng.uniform(17, 27) * unit
+        small = rng.uniform() < 0.12
+        radius = rng.uniform(13, 16) * unit if small else rng.uniform(21, 33) * unit
         absences = _absences(rng, frames, long, split, index, label)
         concept = draw_concept(rng, unseen, float(hues[label - 1]))
         drift = 0.002 * level.change
@@ -192,7 +192,7 @@ def _absences(
         late = True  # one video whose first frames show no object, as LVOS has them
     if late:
         return [(0, int(rng.integers(frames // 10, frames // 3)))]
-    if rng.uniform() < 0.55:
+    if rng.uniform() < 0.7:
         first = int(rng.integers(frames // 5, frames // 2))
         return [(first, first + int(rng.integers(frames // 6, frames // 3)))]
     return []
