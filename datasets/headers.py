@@ -68,3 +68,19 @@ def _jpeg(data: bytes) -> Header | None:
             return Header("JPEG", width, height, "colour")
         place += 2 + struct.unpack(">H", data[place + 2 : place + 4])[0]
     return None
+
+
+def cut_short(path: str | Path) -> bool:
+    """Whether a PNG or JPEG file lacks its end marker, as after a broken download or a full disk."""
+    with open(path, "rb") as stream:
+        start = stream.read(4)
+        stream.seek(0, 2)
+        stream.seek(max(stream.tell() - 64, 0))
+        end = stream.read()
+        if start == b"\x89PNG":
+            return b"IEND" not in end
+        if b"\xff\xd9" in end:
+            return False
+        stream.seek(0)  # bytes may follow the picture: look for its end in the later half of the file
+        data = stream.read()
+    return data.rfind(b"\xff\xd9", len(data) // 2) < 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from common.errors import UserError, UserErrors, nearest
 from datasets.meta import FrameRange, ObjectRecord, read_captions, read_meta, read_video_attributes
 
-__all__ = ["FORMATS", "FrameRange", "ObjectRecord", "Video", "VideoSet", "name_order", "open_videos"]
+__all__ = ["FORMATS", "FrameRange", "ObjectRecord", "Video", "VideoSet", "list_splits", "name_order", "open_videos"]
 
 FORMATS = ("davis", "lvos", "youtube", "plain")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -94,8 +94,9 @@ def open_videos(
     """List the videos of ``split`` under ``root``.
 
     Layouts, tried in this order: ``ImageSets/2017|2016/SPLIT.txt`` with ``JPEGImages/480p`` and ``Annotations/480p``
-    (DAVIS); ``SPLIT/{JPEGImages,Annotations}`` with or without a meta (LVOS, YouTube-VOS, MOSE); and
-    ``{JPEGImages,Annotations}``, one split by itself. ``val`` and ``valid`` are the same, in any case of letters.
+    (DAVIS; ``2016/val`` names the list of one year); ``SPLIT/{JPEGImages,Annotations}`` with or without a meta (LVOS,
+    YouTube-VOS, MOSE); and ``{JPEGImages,Annotations}``, one split by itself. ``val`` and ``valid`` are the same, in
+    any case of letters.
 
     Args:
         root: the data root; it is only read.
@@ -126,16 +127,29 @@ def open_videos(
     return _choose(found, videos, need_images)
 
 
+def list_splits(root: str | Path) -> list[str]:
+    """Names of the splits under ``root`` as ``open_videos`` takes them; one empty name where the root is a split."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; name an existing data root")
+    listed = [path.stem for year in ("2017", "2016") for path in sorted((root / "ImageSets" / year).glob("*.txt"))]
+    folders = [entry.name for entry in sorted(root.iterdir()) if entry.is_dir() and _has_layout(entry)]
+    splits = list(dict.fromkeys(listed + folders))
+    return splits or ([""] if _has_layout(root) else [])
+
+
 # Layouts: each returns a set with all its videos, or None where the layout is not there.
 
 
 def _davis(root: Path, split: str) -> VideoSet | None:
-    for year in ("2017", "2016"):
+    chosen, slash, name = split.partition("/")
+    years, split_name = ((chosen,), name) if slash else (("2017", "2016"), split)
+    for year in years:
         folder = root / "ImageSets" / year
         if not folder.is_dir():
             continue
         lists = {path.stem: path for path in sorted(folder.glob("*.txt"))}
-        name = _matching(split, lists, folder)
+        name = _matching(split_name, lists, folder)
         if name is None:
             continue
         names = _list_of_videos(lists[name])
@@ -190,7 +204,7 @@ def _folder_set(root: Path, split: str, folder: Path, names: Sequence[str], form
     meta = None if format == "plain" else _find_meta(folder, root, names)
     objects = read_meta(meta) if meta else {}
     extra = [] if format == "plain" else _extra_files(folder, root, meta)
-    attributes, captions = read_video_attributes(extra + [meta] if meta else extra), read_captions(extra)
+    attributes, captions = read_video_attributes([*extra, meta] if meta else extra), read_captions(extra)
     on_disk = _folders(images) | _folders(annotations)
     videos = []
     for name in sorted(on_disk | set(objects)):
