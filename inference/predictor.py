@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from configs import Config
 from inference.objects import ObjectIds, group_sizes, merge_groups, split_labels
 from models import Features, Network, build_network, load_state, load_weights
 from models.encoders import fold_frozen_norms
+from models.identity import IDENTITIES
 from models.memory import Evidence, State
+from models.memory.inspection import Note, Watch
 from models.preprocess import input_size, prepare_frame, resize_labels
 
 Picture = TypeVar("Picture", np.ndarray, Tensor)
@@ -85,6 +87,8 @@ class Predictor:
         if config.inference.compile:
             network.encode = torch.compile(network.encode)
             network.decoder = torch.compile(network.decoder)
+        self.keep_probabilities = False  # keep `probabilities` of each frame
+        self.inspect = False  # note what happens to the memory, for `inspection`
         self._forget()
 
     def _forget(self) -> None:
@@ -93,7 +97,8 @@ class Predictor:
         self._size = (0, 0)
         self._table = torch.zeros(256, dtype=torch.uint8)
         self.probabilities: Tensor | None = None  # (1, 1 + n, H, W) of the latest frame, where `keep_probabilities`
-        self.keep_probabilities = False
+        self._frame = 0
+        self._notes: list[Note] = []  # of the latest frame, one a group
 
     # The three verbs.
 
@@ -106,15 +111,15 @@ class Predictor:
         Raises:
             UserError: a label map without any object, or of another size than the frame.
         """
-        keep = self.keep_probabilities
         self._forget()
-        self.keep_probabilities = keep
         self._size = (int(frame.shape[0]), int(frame.shape[1]))
         labels = self._admit(label_map)
         if not len(self._ids):
             raise UserError("first mask: holds no object; give the frame where one first appears")
         with self._precision():
             self._views = [self._first_view(frame, labels, size, flip) for size, flip in self._view_sizes()]
+        if self.inspect:
+            self._notes = [Watch(self.network, None, 0).note(state) for state in self._views[0].states]
         return self._to_user(labels, frame)
 
     @torch.inference_mode()
@@ -143,6 +148,23 @@ class Predictor:
                     self._add_reference(view, group, features, part, objects)
         return self._to_user(torch.where(given > 0, given, merged), frame)
 
+    @property
+    def object_ids(self) -> list[int]:
+        """The user's ids of the objects given so far; index i of a probability map is object_ids[i - 1]."""
+        return list(self._ids.ids)
+
+    def inspection(self) -> dict[str, Any]:
+        """What the memory did at the latest frame, where ``inspect`` is set ({} otherwise); plain values for JSON.
+
+        Of the first view (scale, flip): ``frame`` (0: the video's first) and ``groups``, for each group of objects
+        the frames ``stored``, ``references``, ``written`` and ``dropped``, whether the frame was ``offered`` to the
+        long-term bank, then the attention ``mass`` that each stored frame received, ``objects`` (by the user's ids:
+        ``presence``, share of the frame; ``confidence``, mean margin), ``global`` where DDMemory wrote, ``bytes``.
+        """
+        groups = [note.record(self._ids.ids[IDENTITIES * group :][:IDENTITIES])
+                  for group, note in enumerate(self._notes)]
+        return {"frame": self._frame, "groups": groups} if groups else {}
+
     def num_bytes(self) -> int:
         """Bytes of the memory of the current video."""
         return sum(state.num_bytes() for view in self._views for state in view.states)
@@ -151,6 +173,7 @@ class Predictor:
 
     def _segment(self, frame: Picture):
         """Labels of the frame (indices, at its size), and for each view what its memory needs."""
+        self._frame, self._notes = self._frame + 1, []
         if not self._views:
             raise UserError("predictor: no video has begun; call start() with the first labelled frame")
         if tuple(frame.shape[:2]) != self._size:
@@ -181,16 +204,28 @@ class Predictor:
 
     def _add_reference(self, view: View, group: int, features: Features, labels: Tensor, objects: int) -> None:
         """Make the frame a reference of a group; a new group begins with it."""
-        if group < len(view.states):
-            view.states[group] = self.network.add_objects(features, labels, view.states[group], objects)
+        state = view.states[group] if group < len(view.states) else None
+        watch = Watch(self.network, state, self._frame) if self._inspected(view) else None
+        if state is not None:
+            view.states[group] = self.network.add_objects(features, labels, state, objects)
         else:
             view.states.append(self.network.start(features, labels, objects))
+        if watch is not None:
+            self._notes.append(watch.note(view.states[group]))
 
     def _memorise(self, view: View, labels: Tensor, memory) -> None:
         parts = split_labels(self._to_view(labels, view), len(view.states))
         for group, (state, part, (tokens, logits)) in enumerate(zip(view.states, parts, memory, strict=True)):
-            evidence = gather_evidence(logits, state.grid) if state.policy.needs_evidence else None
+            inspected = self._inspected(view)
+            evidence = gather_evidence(logits, state.grid) if state.policy.needs_evidence or inspected else None
+            watch = Watch(self.network, state, self._frame) if inspected else None
+            mass = watch.mass(tokens, state) if watch is not None else None
             view.states[group] = self.network.memorise(tokens, part, state, evidence)
+            if watch is not None:
+                self._notes.append(watch.note(view.states[group], mass, evidence, tokens))
+
+    def _inspected(self, view: View) -> bool:
+        return self.inspect and view is self._views[0]
 
     def _first_view(self, frame: Picture, labels: Tensor, size: tuple[int, int], flip: bool) -> View:
         view = View(size, flip, [])

@@ -70,6 +70,19 @@ class DDMemory(AOT):
         self._write(state, shares, shares.new_ones(shares.shape[0]))
         return state
 
+    def describe_extra(self, tokens: list[Tokens], state: State) -> dict[str, Tensor]:
+        """At a frame that was written: openness of the gate, confidence, and share of the global memory in what the
+        first block reads, by root mean square beside the long-term memory (0..1)."""
+        memory: GlobalState = state.extra
+        if memory.last_write != state.frame:
+            return {}
+        query = tokens[0][0]
+        (keys, values), mask = state.long.read(0, state.policy.may_decline)
+        long = self.blocks[0].long_projection(attend(query, keys, values, self.heads, mask))
+        strength = [part.float().square().mean().sqrt() for part in (self.read_global(0, query, memory), long)]
+        return {"openness": memory.openness.mean(), "confidence": memory.confidence.mean(),
+                "share": strength[0] / (strength[0] + strength[1])}
+
     def _write(self, state: State, shares: Tensor, confidence: Tensor) -> None:
         memory: GlobalState = state.extra
         with self._full_precision(shares):

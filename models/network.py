@@ -151,6 +151,10 @@ class Network(nn.Module):
         """Logits (B, 1 + n, h4, w4) of the latest reference frame itself: what the auxiliary loss trains."""
         return self._decode(features, state.reference, state)
 
+    def describe_extra(self, tokens: list[Tokens], state: State) -> dict[str, Tensor]:
+        """What inspection should say of ``state.extra`` after a frame: 0-d tensors by name; nothing by default."""
+        return {}
+
     def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Resize logits bilinearly to (H, W), straight from stride 4, as the official code does."""
         return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)

@@ -186,6 +186,14 @@ def test_open_slots_keep_exactly_the_last_frame():
     assert equal(late, fresh)
 
 
+def test_a_slot_gathers_only_what_its_owner_holds_most_of():
+    bank = bank_of("slots")
+    shares = torch.zeros(1, 11, 15)
+    shares[:, 0], shares[:, 1], shares[:, 2] = 0.3, 0.5, 0.2
+    slots, seen = bank.start(entry(0), shares)
+    assert seen.view(11, -1).any(1).tolist() == [False, True, *[False] * 9] and slots[0, : bank.per_owner].abs().sum() == 0
+
+
 # 6. Objects are alike.
 
 def test_permuted_objects_permute_slots():
@@ -281,6 +289,7 @@ def test_confidence_is_presence_times_margin():
     unsure = frame_confidence(logits, owner_shares(labels((32, 49, 64, 81)), GRID), GRID, 1e-4)
     nothing = frame_confidence(logits, owner_shares(labels(), GRID), GRID, 1e-4)
     assert sure > 0.9 and unsure < 0.1 and nothing == 0
+    assert frame_confidence(logits, owner_shares(labels((0, 16, 0, 16)), GRID), GRID, 0.5) == 0  # too small to count
 
 
 def test_interval_says_which_frames_are_written():
@@ -314,11 +323,16 @@ def test_a_late_object_enters_the_global_memory(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_state_is_float32_under_autocast(form):
     network = network_of(form, "memory.global_interval=1")
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        state = network.start(network.encode(frames(1)[0]), labels(*TWO), 2)
-        for frame in frames(3):
-            _, tokens = network.segment(network.encode(frame), state)
-            state = network.memorise(tokens, labels(*TWO), state)
+    shares = owner_shares(labels(*TWO), GRID)
+    with torch.inference_mode():
+        with torch.autocast("cpu", torch.bfloat16):
+            state = network.start(network.encode(frames(1)[0]), labels(*TWO), 2)
+            for frame in frames(3):
+                before = state.extra
+                _, tokens = network.segment(network.encode(frame), state)
+                state = network.memorise(tokens, labels(*TWO), state)
+        exact, _ = network.global_banks[0].write(before.banks[0], state.short[-1][0], shares, state.extra.confidence)
+    assert equal(exact, state.extra.banks[0])  # and nothing inside was rounded
     assert all(tensor.dtype in (torch.float32, torch.bool) for bank in state.extra.banks for tensor in bank)
 
 

@@ -250,7 +250,7 @@ def test_references_never_leave(name):
     bank = stream.bank
     references = sorted(bank.frame[bank.reference & bank.filled].tolist())
     assert references == [0, *late]
-    assert bank.capacity == 1 + 3 + len(late)
+    assert bank.capacity == 1 + stream.policy.slots() + len(late)
     # Whole rows, not only their labels, are where they belong.
     for frame, row in zip(bank.frame.tolist(), bank.tensors[1][1][0], strict=True):
         assert frame not in late or (row == frame).all()

@@ -71,7 +71,7 @@ class Bank:
                           max(CHUNK, self.capacity // 4))
 
     def read(self, block: int, may_be_empty: bool) -> Long:
-        """The stored tokens of a block: tensors (B, M, C), and (M,) False at empty slots (None: there are none).
+        """The stored tokens of a block: tensors (B, M, C), and (1, M) False at empty slots (None: there are none).
 
         Args:
             may_be_empty: the policy may decline to write, so that a slot within reach may be empty.
@@ -80,8 +80,8 @@ class Bank:
         tokens = tuple(bank[:, :count].flatten(1, 2) for bank in self.tensors[block])
         if not may_be_empty:
             return tokens, None
-        return tokens, self.filled[:count].repeat_interleave(self.tensors[block][0].shape[2],
-                                                             output_size=tokens[0].shape[1])
+        length = self.tensors[block][0].shape[2]
+        return tokens, self.filled[:count].repeat_interleave(length, output_size=count * length).unsqueeze(0)
 
     def record(self, name: str, start: float = 0.0, pairwise: bool = False) -> Tensor:
         """What the policy keeps about each slot under ``name``, made on first use; write it in place.

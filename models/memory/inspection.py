@@ -1,0 +1,101 @@
+"""Inspection: what happened to the memory at a frame, as a record that can be written as one line of JSON.
+
+Tensors are only copied while the video runs; values are looked at when :meth:`Note.record` is called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from models.attention import attention_mass
+from models.blocks import Tokens
+from models.memory.policies import Evidence
+from models.memory.state import State
+
+if TYPE_CHECKING:
+    from models.network import Network
+
+
+@dataclass
+class Note:
+    """One group's memory at one frame.
+
+    Attributes:
+        start: number of the video's frame with which the group began (its states count from there).
+        before, after: (slots,) frame numbers that were stored, -1 at empty slots; references: of ``after``, bool.
+        mass: (slots,) attention that each slot of ``before`` received, or None where no frame was offered.
+        evidence: what the network believed, or None at frames whose objects the user gave.
+        extra: what a family adds (DDMemory's global memory), 0-d tensors.
+    """
+
+    start: int
+    before: Tensor
+    after: Tensor
+    references: Tensor
+    offered: bool
+    mass: Tensor | None
+    evidence: Evidence | None
+    extra: dict[str, Tensor]
+    num_bytes: int
+
+    def record(self, ids: list[int]) -> dict[str, Any]:
+        """The note as plain values. ids: the user's ids of the group's objects; frames count from the video's first."""
+        before, after = (frames[frames >= 0].tolist() for frames in (self.before, self.after))
+        record: dict[str, Any] = {
+            "stored": sorted(self.start + frame for frame in after),
+            "references": sorted((self.start + self.after[self.references]).tolist()),
+            "offered": self.offered,
+            "written": sorted(self.start + frame for frame in set(after) - set(before)),
+            "dropped": sorted(self.start + frame for frame in set(before) - set(after)),
+            "bytes": self.num_bytes}
+        if self.mass is not None:
+            record["mass"] = {self.start + frame: round(share, 4) for frame, share
+                              in zip(self.before.tolist(), self.mass.tolist(), strict=True) if frame >= 0}
+        if self.evidence is not None:
+            scores = zip(ids, self.evidence.presence.tolist(), self.evidence.confidence.tolist(), strict=False)
+            record["objects"] = {number: {"presence": round(presence, 6), "confidence": round(confidence, 4)}
+                                 for number, presence, confidence in scores}
+            record["entropy"] = round(self.evidence.entropy.item(), 4)
+            record["rival"] = round(self.evidence.rival.item(), 4)
+        if self.extra:
+            record["global"] = {name: round(value.item(), 5) for name, value in self.extra.items()}
+        return record
+
+
+class Watch:
+    """Watches one change of a state: made before it, asked for a :class:`Note` after it."""
+
+    def __init__(self, network: Network, state: State | None, video_frame: int):
+        """state: None where the group begins with this frame; video_frame: number of the frame, 0 the video's first."""
+        self.network, self.video_frame = network, video_frame
+        self.before = stored_frames(state) if state is not None else None
+        self.last_offer = state.last_offer if state is not None else -1
+
+    def mass(self, tokens: list[Tokens], state: State) -> Tensor | None:
+        """Attention of the frame to what is stored, where it is about to be offered; call before memorise()."""
+        if state.frame + 1 - state.last_offer < state.config.gap:
+            return None
+        filled = self.before >= 0
+        key = tokens[0][0]
+        keys = state.long.tensors[0][0][:, filled].flatten(1, 2).to(key.dtype)  # (1, stored * L, C)
+        weight = torch.full_like(key[0, :, 0], 1 / key.shape[1])
+        received = attention_mass(key, keys, self.network.heads, keys.shape[1] // key.shape[1], weight)
+        return torch.zeros_like(self.before, dtype=torch.float32).masked_scatter(filled, received.float())
+
+    def note(self, state: State, mass: Tensor | None = None, evidence: Evidence | None = None,
+             tokens: list[Tokens] | None = None) -> Note:
+        """What changed. tokens: of the frame, None where it is a reference."""
+        after = stored_frames(state)
+        before = self.before if self.before is not None else after[:0]
+        extra = self.network.describe_extra(tokens, state) if tokens is not None else {}
+        return Note(self.video_frame - state.frame, before, after, state.long.reference & (after >= 0),
+                    state.last_offer != self.last_offer, mass, evidence, extra, state.num_bytes())
+
+
+def stored_frames(state: State) -> Tensor:
+    """(slots,) number of the frame in each slot of the long-term bank, -1 where it is empty."""
+    return torch.where(state.long.filled, state.long.frame, -1)

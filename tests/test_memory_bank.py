@@ -1,0 +1,94 @@
+"""Policies inside the network: every one with AOT and DeAOT, late objects, groups, and a bank of constant size."""
+
+import resource
+
+import pytest
+import torch
+
+from configs import load_config, model_config_path
+from inference import Predictor
+from models import build_network
+from models.memory import POLICIES
+
+BOUNDED = sorted(name for name, policy in POLICIES.items() if policy.bounded)
+SMALL = ["model.blocks=2", "model.channels=64", "memory.capacity=2", "memory.gap=1"]
+
+
+def predictor_of(model: str, policy: str, *overrides: str) -> Predictor:
+    torch.manual_seed(0)
+    config = load_config(model_config_path(model), [*SMALL, f"memory.policy={policy}", "memory.min_confidence=0.0",
+                                                    *overrides])
+    return Predictor.from_config(config, build_network(config))
+
+
+def frame(seed: int) -> torch.Tensor:
+    return (255 * torch.rand(49, 65, 3, generator=torch.Generator().manual_seed(seed))).byte()
+
+
+def labels(*ids: int) -> torch.Tensor:
+    mask = torch.zeros(49, 65, dtype=torch.uint8)
+    for place, value in enumerate(ids):
+        mask[12 * (place // 4) : 12 * (place // 4) + 12, 16 * (place % 4) : 16 * (place % 4) + 16] = value
+    return mask
+
+
+@pytest.mark.parametrize("model", ["aott", "deaott"])
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_segments_with_untrained_weights(model, policy):
+    predictor = predictor_of(model, policy)
+    predictor.inspect = True
+    predictor.start(frame(0), labels(1, 2))
+    sizes = []
+    for number in range(1, 9):
+        out = predictor.add_objects(frame(number), labels(0, 0, 3)) if number == 3 else predictor.step(frame(number))
+        assert set(out.unique().tolist()) <= {0, 1, 2, 3}
+        sizes.append(predictor.num_bytes())
+    stored = predictor.inspection()["groups"][0]["stored"]
+    if policy == "unbounded":
+        assert stored == list(range(9)) and sizes[-1] > sizes[0]
+    else:
+        assert sizes[-1] == sizes[-3]
+    if POLICIES[policy].protects_references:
+        assert {0, 3} <= set(stored)
+
+
+@torch.inference_mode()
+def test_an_empty_slot_is_never_read():
+    """A policy that declines leaves slots empty within reach; what is in them must not matter."""
+    predictor = predictor_of("aott", "absence_aware", "memory.min_confidence=1.0")
+    predictor.start(frame(0), labels(1, 2))
+    for number in range(1, 4):
+        predictor.step(frame(number))
+    bank = predictor._views[0].states[0].long
+    assert bank.filled.tolist() == [True, False, False, False] and bank.offered == 4
+    features = predictor.network.encode(torch.zeros(1, 3, 49, 65))
+    before, _ = predictor.network.segment(features, predictor._views[0].states[0])
+    for kept in bank.tensors:
+        for tensor in kept:
+            tensor[:, 1:] = 1e3
+    after, _ = predictor.network.segment(features, predictor._views[0].states[0])
+    assert torch.equal(before, after)
+
+
+def test_groups_of_ten_objects_remember_apart():
+    predictor = predictor_of("aott", "rmem")
+    predictor.start(frame(0), labels(*range(1, 12)))
+    predictor.step(frame(1))
+    first, second = predictor._views[0].states
+    assert (first.objects, second.objects) == ([10], [1])
+    assert first.long is not second.long and first.long.tensors[0][0].data_ptr() != second.long.tensors[0][0].data_ptr()
+    assert not torch.equal(first.long.tensors[0][1], second.long.tensors[0][1])  # values carry the identities
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", BOUNDED)
+def test_process_memory_is_flat(policy):
+    """What the process holds at frame 3,000 is within 2 % of frame 300."""
+    predictor = predictor_of("aott", policy, "model.blocks=1", "memory.capacity=4")
+    predictor.start(frame(0), labels(1, 2))
+    held = {}
+    for number in range(1, 3001):
+        predictor.step(frame(number % 50))
+        if number in (300, 3000):
+            held[number] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert held[3000] <= 1.02 * held[300]
