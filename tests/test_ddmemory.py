@@ -191,7 +191,8 @@ def test_a_slot_gathers_only_what_its_owner_holds_most_of():
     shares = torch.zeros(1, 11, 15)
     shares[:, 0], shares[:, 1], shares[:, 2] = 0.3, 0.5, 0.2
     slots, seen = bank.start(entry(0), shares)
-    assert seen.view(11, -1).any(1).tolist() == [False, True, *[False] * 9] and slots[0, : bank.per_owner].abs().sum() == 0
+    assert seen.view(11, -1).any(1).tolist() == [False, True, *[False] * 9]
+    assert slots[0, : bank.per_owner].abs().sum() == 0
 
 
 # 6. Objects are alike.
