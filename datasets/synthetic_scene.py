@@ -48,15 +48,40 @@ class Actor:
     caption: str = ""
 
 
+Drawn = tuple[np.ndarray, np.ndarray, dict[int, float]]
+"""A frame: (H, W, 3) uint8 RGB, (H, W) uint8 labels, and the visible share of each label's whole area."""
+
+
 @dataclass
 class Scene:
-    """A video before it is drawn. ``actors`` from back to front."""
+    """A video before it is drawn. ``actors`` from back to front; ``size`` is (height, width)."""
 
     size: tuple[int, int]
     frames: int
     backdrop: Backdrop
     actors: list[Actor]
     attributes: list[str] = field(default_factory=list)
+
+    @property
+    def captions(self) -> dict[int, str]:
+        """A phrase for each label."""
+        return {actor.label: actor.caption for actor in self.actors if actor.label}
+
+    def draw(self) -> Iterator[Drawn]:
+        """Yield the frames in order."""
+        height, width = self.size
+        for frame in range(self.frames):
+            picture = self.backdrop.picture(frame).copy()
+            labels = np.zeros((height, width), np.uint8)
+            whole: dict[int, float] = {}
+            for actor in self.actors:
+                if actor.track.present[frame]:
+                    area = _paint(picture, labels, actor, frame)
+                    if actor.label:
+                        whole[actor.label] = area
+            counts = np.bincount(labels.ravel(), minlength=256)
+            visible = {label: float(counts[label]) / max(area, 1.0) for label, area in whole.items()}
+            yield np.clip(picture + 0.5, 0, 255).astype(np.uint8), labels, visible
 
 
 @dataclass
@@ -74,23 +99,6 @@ class Pan:
         matrix = np.array([[1 / zoom, 0, x], [0, 1 / zoom, y]], np.float32)
         return cv2.warpAffine(self.canvas, matrix, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
                               borderMode=cv2.BORDER_REFLECT)
-
-
-def draw(scene: Scene) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, float]]]:
-    """Yield, frame by frame, (H, W, 3) uint8 RGB, (H, W) uint8 labels, and the visible share of each label's area."""
-    height, width = scene.size
-    for frame in range(scene.frames):
-        picture = scene.backdrop.picture(frame).copy()
-        labels = np.zeros((height, width), np.uint8)
-        whole: dict[int, float] = {}
-        for actor in scene.actors:
-            if actor.track.present[frame]:
-                area = _paint(picture, labels, actor, frame)
-                if actor.label:
-                    whole[actor.label] = area
-        counts = np.bincount(labels.ravel(), minlength=256)
-        visible = {label: float(counts[label]) / max(area, 1.0) for label, area in whole.items()}
-        yield np.clip(picture + 0.5, 0, 255).astype(np.uint8), labels, visible
 
 
 def _paint(picture: np.ndarray, labels: np.ndarray, actor: Actor, frame: int) -> float:
