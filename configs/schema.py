@@ -83,6 +83,8 @@ class TrainConfig(Section):
     accumulate: Positive = 1  # micro-batches a step
     frames: Annotated[int, Field(ge=2)] = 5  # frames a clip: the reference and the predicted ones
     crop: Positive = 465  # pixels; 464 where align_corners is false
+    short_edge: Positive = 480  # pixels: videos are scaled so that their short edge is this times one of `scales`
+    scales: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.7, 1.3)  # from, to
     lr: Annotated[float, Field(gt=0)] = 2e-4
     lr_min: Annotated[float, Field(ge=0)] = 2e-5  # 1e-5 for other encoders than MobileNetV2
     warmup: Share = 0.05  # share of the steps

@@ -1,0 +1,177 @@
+"""Random changes of whole clips: one geometric pass with OpenCV, one linear colour pass, and pasting of another clip.
+
+A clip is a list of frames (H, W, 3) uint8 RGB and a list of label maps (H, W) uint8 (255 = ignored). Every function
+draws from the numpy generator that it is given. Numbers: facts of aot-benchmark, dataloaders/video_transforms.py and
+image_transforms.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+FILL = (124, 116, 104)  # the mean colour of ImageNet
+MOST_OBJECTS = 10
+SEEN = 100  # pixels that an object must have in the reference frame
+_GREY = np.array([0.299, 0.587, 0.114])
+# RGB to YIQ, in which a change of hue is a rotation.
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+_RGB = np.linalg.inv(_YIQ)
+
+
+@dataclass
+class Clip:
+    """Frames (H, W, 3) uint8 and label maps (H, W) uint8, one of each for every time; the first is the reference."""
+
+    frames: list[np.ndarray]
+    labels: list[np.ndarray]
+
+
+# Geometry.
+
+
+def choose_window(reference: np.ndarray, size: int, rng: np.random.Generator, scales: tuple[float, float],
+                  short_edge: int) -> np.ndarray:
+    """Where to cut a window of size x size out of a video whose short edge is scaled to U(scales) * ``short_edge``.
+
+    Up to five windows are tried until the reference (label map) shows an object of more than 100 pixels. Where the
+    scaled video is smaller than the window, it will lie at a random place in it on the mean colour.
+
+    Returns:
+        (2, 3) matrix from source to window pixels, for :func:`warped`
+    """
+    height, width = reference.shape
+    scale = rng.uniform(*scales) * short_edge / min(height, width)
+    for _ in range(5):
+        # Corner of the window on the scaled frame; negative where the frame is smaller than the window.
+        top, left = (rng.integers(0, edge - size + 1) if edge > size else -rng.integers(0, size - edge + 1)
+                     for edge in (round(height * scale), round(width * scale)))
+        # Pixel centres: output x + left + 0.5 = scale * (source x + 0.5).
+        matrix = np.array([[scale, 0, 0.5 * scale - 0.5 - left], [0, scale, 0.5 * scale - 0.5 - top]])
+        if (np.bincount(warped(reference, matrix, size).ravel(), minlength=256)[1:255] > SEEN).any():
+            break
+    return matrix
+
+
+def warped(image: np.ndarray, matrix: np.ndarray, size: int, reduced: int = 1) -> np.ndarray:
+    """Warp a frame (cubic, or linear where it shrinks much) or a label map (nearest) to size x size.
+
+    ``matrix``: (2, 3) from pixels of the source to pixels of the output; ``reduced``: the image is 1/reduced of the
+    source (a JPEG decoded at a part of its size).
+    """
+    if reduced > 1:  # source x + 0.5 = reduced * (image x + 0.5)
+        matrix = np.column_stack([matrix[:, :2] * reduced, matrix[:, 2] + matrix[:, :2].sum(1) * (reduced - 1) / 2])
+    if image.ndim == 2:
+        return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_NEAREST)
+    kernel = cv2.INTER_LINEAR if abs(np.linalg.det(matrix[:, :2])) < 0.5 else cv2.INTER_CUBIC
+    return cv2.warpAffine(image, matrix, (size, size), flags=kernel, borderValue=FILL)
+
+
+def mirrored(clip: Clip) -> Clip:
+    """The whole clip, left and right exchanged."""
+    return Clip([np.ascontiguousarray(frame[:, ::-1]) for frame in clip.frames],
+                [np.ascontiguousarray(labels[:, ::-1]) for labels in clip.labels])
+
+
+def moved_image(image: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator, moves: bool,
+                ) -> tuple[np.ndarray, np.ndarray]:
+    """One frame of a static clip: flip (p 0.3) and affine motion where it ``moves``, then a random resized crop.
+
+    Rotation +-20 degrees, translation 10 %, scale 0.9 to 1.1, shear +-10 degrees; crop of area 0.8 to 1 and aspect
+    3/4 to 4/3. All of it is one warp.
+    """
+    height, width = labels.shape
+    total = np.eye(3)
+    if moves:
+        if rng.random() < 0.3:
+            total = np.array([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]])
+        angle, shear_x, shear_y = np.radians([rng.uniform(-20, 20), rng.uniform(-10, 10), rng.uniform(-10, 10)])
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        linear = rng.uniform(0.9, 1.1) * turn @ np.array([[1, np.tan(shear_x)], [np.tan(shear_y), 1]])
+        centre = np.array([(width - 1) / 2, (height - 1) / 2])
+        shift = np.array([rng.uniform(-0.1, 0.1) * width, rng.uniform(-0.1, 0.1) * height])
+        affine = np.eye(3)
+        affine[:2, :2], affine[:2, 2] = linear, centre + shift - linear @ centre
+        total = affine @ total
+    top, left, crop_height, crop_width = _resized_crop(height, width, rng)
+    x, y = size / crop_width, size / crop_height
+    crop = np.array([[x, 0, (0.5 - left) * x - 0.5], [0, y, (0.5 - top) * y - 0.5], [0, 0, 1]])
+    matrix = (crop @ total)[:2]
+    return warped(image, matrix, size), warped(labels, matrix, size)
+
+
+def _resized_crop(height: int, width: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
+    """(top, left, height, width) of torchvision's RandomResizedCrop; ten tries, then the centre."""
+    for _ in range(10):
+        area = height * width * rng.uniform(0.8, 1.0)
+        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        crop_width, crop_height = np.sqrt(area * aspect), np.sqrt(area / aspect)
+        if crop_width <= width and crop_height <= height:
+            return (rng.uniform(0, height - crop_height), rng.uniform(0, width - crop_width),
+                    crop_height, crop_width)
+    crop_width, crop_height = min(width, height * 4 / 3), min(height, width * 4 / 3)
+    return (height - crop_height) / 2, (width - crop_width) / 2, crop_height, crop_width
+
+
+# Colour.
+
+
+def jittered(frame: np.ndarray, rng: np.random.Generator, strengths: tuple[float, float, float, float]) -> np.ndarray:
+    """Change brightness, contrast, saturation and hue at random, as one 3 x 4 matrix.
+
+    ``strengths``: brightness, contrast and saturation are factors U(1 - s, 1 + s); hue turns by U(-s, s) of a circle.
+    """
+    brightness, contrast, saturation = (rng.uniform(1 - strength, 1 + strength) for strength in strengths[:3])
+    angle = 2 * np.pi * rng.uniform(-strengths[3], strengths[3])
+    mean = float((frame[::8, ::8].reshape(-1, 3) @ _GREY).mean()) * brightness
+    grey = np.outer(np.ones(3), _GREY)
+    turn = np.eye(3)
+    turn[1:, 1:] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    colour = _RGB @ turn @ _YIQ @ (saturation * np.eye(3) + (1 - saturation) * grey)
+    matrix = np.column_stack([colour * (contrast * brightness), np.full(3, (1 - contrast) * mean)])
+    return cv2.transform(frame, matrix)  # saturates at 0 and 255
+
+
+def recoloured(frame: np.ndarray, rng: np.random.Generator, version: str) -> np.ndarray:
+    """Colour changes of static frames in ``v1`` (jitter), and of all frames in ``v2`` (jitter, grey, blur)."""
+    if version == "v1":
+        return jittered(frame, rng, (0.1, 0.1, 0.1, 0.03))
+    if rng.random() < 0.8:
+        frame = jittered(frame, rng, (0.4, 0.4, 0.2, 0.1))
+    if rng.random() < 0.2:
+        frame = cv2.transform(frame, np.outer(np.ones(3), _GREY))
+    if rng.random() < 0.3:
+        frame = cv2.GaussianBlur(frame, (0, 0), rng.uniform(0.1, 2.0))
+    return frame
+
+
+# Objects.
+
+
+def merged(below: Clip, above: Clip) -> Clip:
+    """Paste the objects of ``above`` onto ``below``, frame by frame; their ids rise by 10 (AOT's dynamic merge)."""
+    frames, labels = [], []
+    for under, under_labels, over, over_labels in zip(below.frames, below.labels, above.frames, above.labels,
+                                                      strict=True):
+        pasted = (over_labels > 0) & (over_labels < 255)
+        frames.append(np.where(pasted[..., None], over, under))
+        labels.append(np.where(pasted, over_labels + MOST_OBJECTS, under_labels).astype(np.uint8))
+    return Clip(frames, labels)
+
+
+def numbered(clip: Clip, rng: np.random.Generator, seen: int = SEEN) -> tuple[Clip, int]:
+    """Keep the objects with more than ``seen`` pixels in the reference frame, ten at most, as 1..n.
+
+    Returns:
+        the clip with new ids (other objects become background, 255 stays), and n.
+    """
+    counts = np.bincount(clip.labels[0].ravel(), minlength=256)
+    kept = [index for index in range(1, 255) if counts[index] > seen]
+    if len(kept) > MOST_OBJECTS:
+        kept = sorted(rng.choice(kept, MOST_OBJECTS, replace=False).tolist())
+    table = np.zeros(256, np.uint8)
+    table[255] = 255
+    table[kept] = np.arange(1, 1 + len(kept))
+    return Clip(clip.frames, [table[labels] for labels in clip.labels]), len(kept)

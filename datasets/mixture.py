@@ -1,0 +1,154 @@
+"""The training data: sources mixed by weight, each sample a pure function of (seed, step, sample), batches of clips."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from common.errors import UserError
+from configs.schema import Config, SourceConfig
+from datasets.augment import MOST_OBJECTS, merged, numbered
+from datasets.clips import VideoClips
+from datasets.static import StaticClips
+
+_TRIES = 20  # clips drawn until one shows an object
+_ORDER = 1 << 40  # no step: keeps the numbers of the order apart from those of the samples
+
+
+@dataclass
+class Sample:
+    """One clip. frames: (T, H, W, 3) uint8; masks: (T, H, W) uint8; slots: (10,) identity slots; seed: for layers."""
+
+    frames: np.ndarray
+    masks: np.ndarray
+    objects: int
+    slots: np.ndarray
+    seed: int
+    name: str
+
+
+@dataclass
+class Batch:
+    """Clips of one micro-batch: frames (T, B, 3, H, W) uint8, masks (T, B, H, W) uint8, slots (B, 10)."""
+
+    frames: Tensor
+    masks: Tensor
+    objects: list[int]
+    slots: Tensor
+    seeds: list[int]
+    names: list[str]
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("frames", "masks", "slots")}
+        return Batch(**{**self.__dict__, **moved})
+
+    def pin_memory(self) -> Batch:
+        return Batch(**{name: value.pin_memory() if isinstance(value, Tensor) else value
+                        for name, value in self.__dict__.items()})
+
+
+class Mixture(Dataset):
+    """Samples by their number in the whole training; an epoch shows every video ``repeat`` times, in random order."""
+
+    def __init__(self, config: Config):
+        self.config, self.seed = config, config.seed
+        sources = config.data.sources or [own_source(config)]
+        self.sources = [(VideoClips if source.kind == "video" else StaticClips)(source, config.train)
+                        for source in sources]
+        self.entries = np.array([
+            (number, place % len(clips)) for number, (source, clips) in
+            enumerate(zip(sources, self.sources, strict=True))
+            for place in range(max(1, round(source.repeat * len(clips))))])  # (N, 2)
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, number: int) -> Sample | UserError:
+        """Sample ``number`` = step * batch + sample. A mendable error is returned, since it must leave its process."""
+        try:
+            return self._sample(number)
+        except UserError as error:
+            return error
+
+    def _sample(self, number: int) -> Sample:
+        train = self.config.train
+        rng = np.random.default_rng([self.seed, *divmod(number, train.batch)])
+        source, place = self._entry(number)
+        clip, objects = self.sources[source].clip(place, rng)
+        for _ in range(_TRIES):
+            if objects and rng.random() >= train.merge:
+                break
+            other, place = self.entries[rng.integers(len(self.entries))]
+            above, _ = self.sources[other].clip(place, rng)
+            clip, objects = numbered(merged(clip, above), rng)
+            if objects:
+                break
+        if not objects:
+            raise UserError(f"{self.config.data.root or 'data.sources'}: {_TRIES} clips in a row show no object of "
+                            "more than 100 pixels in their first frame; check the masks, or lower train.scales")
+        slots = rng.permutation(MOST_OBJECTS) if train.shuffle_identities else np.arange(MOST_OBJECTS)
+        return Sample(np.stack(clip.frames), np.stack(clip.labels), objects, slots, int(rng.integers(1 << 62)),
+                      f"{source}:{place}")
+
+    def _entry(self, number: int) -> np.ndarray:
+        epoch, place = divmod(number, len(self.entries))
+        if self._epoch is None or self._epoch[0] != epoch:
+            order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.entries))
+            self._epoch = epoch, order
+        return self.entries[self._epoch[1][place]]
+
+
+def own_source(config: Config) -> SourceConfig:
+    """The one source that ``data.root`` names."""
+    if config.data.root is None:
+        raise UserError("data.root: not set; name the data root (data.root=PATH) or a mixture (data.sources)")
+    return SourceConfig(root=config.data.root, split=config.data.split, format=config.data.format)
+
+
+def batches(mixture: Mixture, first: int, last: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+    """The micro-batches of this rank for steps ``first`` to ``last`` - 1, ``train.accumulate`` a step.
+
+    Raises:
+        UserError: what a sample's files say, or a batch that does not divide.
+    """
+    train, workers = mixture.config.train, mixture.config.data.workers
+    parts = ranks * train.accumulate
+    if train.batch % parts:
+        raise UserError(f"train.batch: {train.batch} clips do not divide into {ranks} ranks x {train.accumulate} "
+                        "micro-batches; choose a multiple")
+    share = train.batch // parts
+    numbers = [list(range(start, start + share))
+               for step in range(first, last) for part in range(train.accumulate)
+               for start in [step * train.batch + (rank * train.accumulate + part) * share]]
+    loader = DataLoader(mixture, batch_sampler=numbers, num_workers=workers, collate_fn=collate,
+                        worker_init_fn=_quiet_worker, persistent_workers=False,
+                        prefetch_factor=2 if workers else None, pin_memory=torch.accelerator.is_available())
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def collate(samples: list[Sample | UserError]) -> Batch | UserError:
+    """Stack samples, time first; the frames stay interleaved in memory, as the encoder likes them."""
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+    frames = torch.from_numpy(np.stack([sample.frames for sample in samples], 1)).permute(0, 1, 4, 2, 3)
+    masks = torch.from_numpy(np.stack([sample.masks for sample in samples], 1))
+    slots = torch.from_numpy(np.stack([sample.slots for sample in samples]))
+    return Batch(frames, masks, [sample.objects for sample in samples], slots,
+                 [sample.seed for sample in samples], [sample.name for sample in samples])
+
+
+def _quiet_worker(number: int) -> None:
+    """One thread a worker; a SIGTERM to the whole group is the main process's business, which ends its workers."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,146 @@
+"""Training clips of photographs with instance masks: one picture, moved anew for every frame (AOT, section 4.1 of the
+paper; facts 8.7). Masks come as palette PNG beside the pictures, as COCO json, or in VOC's folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from common.errors import UserError
+from configs.schema import SourceConfig, TrainConfig
+from datasets.augment import Clip, mirrored, moved_image, numbered, recoloured
+from datasets.readers import read_image, read_labels
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+Picture = tuple[Path, Callable[[tuple[int, int]], np.ndarray]]  # image, and its label map at the image's size
+
+
+class StaticClips:
+    """Clips of the pictures of one folder."""
+
+    def __init__(self, source: SourceConfig, train: TrainConfig):
+        self.train = train
+        self.pictures = find_pictures(Path(source.root), source.format)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def clip(self, index: int, rng: np.random.Generator) -> tuple[Clip, int]:
+        """A clip of picture ``index`` at ``train.crop`` pixels, its objects numbered 1..n in random order, and n."""
+        train = self.train
+        path, labels_of = self.pictures[index]
+        image = read_image(path)
+        labels = labels_of(image.shape[:2])
+        if labels.shape != image.shape[:2]:
+            raise UserError(f"{path}: the picture is {image.shape[1]}x{image.shape[0]}, its mask "
+                            f"{labels.shape[1]}x{labels.shape[0]}; make them equal")
+        table = np.arange(256, dtype=np.uint8)
+        table[1:255] = 1 + rng.permutation(254)
+        clip = Clip([image], [table[labels]])
+        if rng.random() < 0.5:
+            clip = mirrored(clip)
+        pairs = [moved_image(clip.frames[0], clip.labels[0], train.crop, rng, moves=frame > 0)
+                 for frame in range(train.frames)]
+        frames = [recoloured(frame, rng, train.augmentation) for frame, _ in pairs]
+        return numbered(Clip(frames, [labels for _, labels in pairs]), rng)
+
+
+def find_pictures(root: Path, format: str = "auto") -> list[Picture]:
+    """Pictures with instance masks under ``root``.
+
+    Layouts, tried in this order where ``format`` is ``auto``: VOC (``JPEGImages`` with ``SegmentationObject``), a
+    folder of palette PNG (``JPEGImages/x.jpg`` with ``Annotations/x.png``), COCO (a ``.json`` with ``images`` and
+    ``annotations`` in ``root`` or ``root/annotations``; pictures anywhere below ``root``).
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; data.sources must name a folder of pictures")
+    if format in ("auto", "voc") and (root / "SegmentationObject").is_dir():
+        found = _beside(root / "JPEGImages", root / "SegmentationObject")
+    elif format in ("auto", "plain") and (root / "Annotations").is_dir():
+        found = _beside(root / "JPEGImages", root / "Annotations")
+    elif format in ("auto", "coco"):
+        found = _coco(root)
+    else:
+        raise UserError(f"{root}: no {format} pictures there; expected " + (
+            "JPEGImages and SegmentationObject" if format == "voc" else "JPEGImages and Annotations"))
+    if not found:
+        raise UserError(f"{root}: no picture has a mask; put JPEGImages/x.jpg beside Annotations/x.png")
+    return found
+
+
+def _beside(images: Path, masks: Path) -> list[Picture]:
+    pictures = sorted(path for path in images.glob("*") if path.suffix.lower() in _SUFFIXES)
+
+    def reader(mask: Path) -> Callable[[tuple[int, int]], np.ndarray]:
+        return lambda shape: read_labels(mask)
+
+    return [(path, reader(masks / f"{path.stem}.png")) for path in pictures if (masks / f"{path.stem}.png").is_file()]
+
+
+def _coco(root: Path) -> list[Picture]:
+    files = sorted([*root.glob("*.json"), *root.glob("annotations/*.json")])
+    files = [path for path in files if not path.name.startswith(("captions", "person_keypoints"))]
+    if not files:
+        raise UserError(f"{root}: no pictures with masks (looked for JPEGImages with SegmentationObject or "
+                        "Annotations, and for COCO's *.json); check data.sources")
+    places = {path.name: path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES}
+    found: list[Picture] = []
+    for file in files:
+        try:
+            content = json.loads(file.read_text())
+            names = {image["id"]: image["file_name"] for image in content["images"]}
+            shapes: dict[int, list] = {}
+            for one in content["annotations"]:
+                shapes.setdefault(one["image_id"], []).append((one.get("area", 0), one["segmentation"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: not a COCO instance file ({error!r}); remove it or mend it") from error
+        found += [(places[Path(names[image]).name], _drawer(instances))
+                  for image, instances in sorted(shapes.items()) if Path(names[image]).name in places]
+    return found
+
+
+def _drawer(instances: list) -> Callable[[tuple[int, int]], np.ndarray]:
+    """Draw COCO's instances, large ones first so that small ones lie on top; at most 254."""
+    instances = sorted(instances, key=lambda pair: -pair[0])[:254]
+
+    def draw(shape: tuple[int, int]) -> np.ndarray:
+        labels = np.zeros(shape, np.uint8)
+        for number, (_, shapes) in enumerate(instances, 1):
+            if isinstance(shapes, dict):
+                labels[_run_lengths(shapes)] = number
+            else:
+                polygons = [np.round(np.reshape(one, (-1, 2))).astype(np.int32) for one in shapes]
+                cv2.fillPoly(labels, polygons, number)
+        return labels
+
+    return draw
+
+
+def _run_lengths(mask: dict) -> np.ndarray:
+    """COCO's run lengths (plain list, or its compressed text) as a boolean (H, W) mask; columns first."""
+    counts = mask["counts"]
+    if isinstance(counts, str):
+        counts = _decompressed(counts)
+    values = np.arange(len(counts)) % 2 == 1
+    height, width = mask["size"]
+    return np.repeat(values, counts).reshape(width, height).T
+
+
+def _decompressed(text: str) -> list[int]:
+    # Groups of 5 bits, low ones first, bit 6 says that more follow; from the third on, differences to two before.
+    counts: list[int] = []
+    place = 0
+    while place < len(text):
+        value, shift, more = 0, 0, True
+        while more:
+            bits = ord(text[place]) - 48
+            value |= (bits & 0x1F) << shift
+            more, place, shift = bool(bits & 0x20), place + 1, shift + 5
+            if not more and bits & 0x10:
+                value |= -1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+    return counts

@@ -1,0 +1,72 @@
+"""AdamW with the official groups, the learning-rate schedule, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import TrainConfig
+
+# Names (parts of ours) without weight decay beside every 1-D parameter; relative_value is the official relative_emb_v.
+_NO_DECAY = ("absolute_pos_embed", "relative_position_bias_table", "relative_value", "conv_out")
+
+
+def build_optimiser(network: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over what learns, in four groups: encoder or not, decayed or not (each with the key ``encoder``).
+
+    The official code makes a group of each parameter; the numbers are the same.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.dim() > 1 and not any(part in name for part in _NO_DECAY)
+            groups.setdefault((name.startswith("encoder."), decays), []).append(parameter)
+    return torch.optim.AdamW([
+        {"params": parameters, "encoder": encoder, "weight_decay": train.weight_decay if decays else 0.0}
+        for (encoder, decays), parameters in sorted(groups.items())], lr=train.lr)
+
+
+def learning_rate(step: int, train: TrainConfig, encoder: bool = False) -> float:
+    """The learning rate of a step, counted from 0: linear warm-up from ``lr_min``, then polynomial decay to it.
+
+    The encoder gets ``encoder_lr_ratio`` of what lies above ``lr_min``.
+    """
+    warmup = int(train.warmup * train.steps)
+    if step < warmup:
+        height = step / warmup
+    else:
+        height = (1 - (step - warmup) / (train.steps - warmup + 1)) ** train.power
+    return train.lr_min + (train.lr - train.lr_min) * height * (train.encoder_lr_ratio if encoder else 1.0)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, step: int, train: TrainConfig) -> float:
+    """Give every group its learning rate for this step; returns that of the groups outside the encoder."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(step, train, group["encoder"])
+    return learning_rate(step, train)
+
+
+class Average:
+    """Exponential moving average of all that learns; the rest (frozen weights, buffers) is as in the network."""
+
+    def __init__(self, network: nn.Module, train: TrainConfig):
+        self.decay = 1 - 1 / max(train.ema * train.steps, 1.0)
+        self.network = network
+        self.learning = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self.averages = {name: parameter.detach().clone() for name, parameter in self.learning.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after step ``step``; early on the average follows more quickly."""
+        decay = min(self.decay, (2 + step) / (11 + step))
+        values = [parameter.detach() for parameter in self.learning.values()]
+        torch._foreach_lerp_(list(self.averages.values()), values, 1 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """A complete state dict of the network with the averages in it."""
+        return {**self.network.state_dict(), **self.averages}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        for name, average in self.averages.items():
+            average.copy_(tensors[name])
