@@ -83,16 +83,18 @@ def score_regions(predicted: Region, true: Region) -> PairScore:
     return PairScore(j, _contour_accuracy(predicted, true), common)
 
 
-def region_of(mask: np.ndarray) -> Region:
-    """Cut a (H, W) boolean mask down to its bounding box."""
-    height, width = mask.shape
+def region_of(mask: np.ndarray, corner: tuple[int, int] = (0, 0), size: tuple[int, int] | None = None) -> Region:
+    """Cut a (H, W) boolean mask down to its bounding box.
+
+    A mask that is itself a part of an image says where its upper left ``corner`` (row, column) lies in the image, and
+    the image's ``size`` (H, W).
+    """
     pixels = mask.view(np.uint8)
-    left, top, box_width, box_height = cv2.boundingRect(pixels) if mask.size else (0, 0, 0, 0)
-    if not box_width:
-        return Region(pixels[:0, :0], 0, None, (height, width))
-    box = Box(top, top + box_height, left, left + box_width)
-    inside = box.cut(pixels)
-    return Region(inside, cv2.countNonZero(inside), box, (height, width))
+    left, top, width, height = cv2.boundingRect(pixels) if mask.size else (0, 0, 0, 0)
+    inside = pixels[top:top + height, left:left + width]
+    top, left = top + corner[0], left + corner[1]
+    box = Box(top, top + height, left, left + width) if width else None
+    return Region(inside, cv2.countNonZero(inside) if width else 0, box, size or mask.shape)
 
 
 def common_area(one: Region, other: Region) -> int:

@@ -1,0 +1,48 @@
+"""Score masks against a data set by the official protocols: ``python evaluate.py --help``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from common.command import run
+
+PROTOCOLS = ("lvos", "v1-2022", "davis2017")
+TASKS = ("semi-supervised", "unsupervised_multiple", "unsupervised_single")
+
+
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--data", required=True, help="data root; only Annotations and the meta are read, no images")
+    parser.add_argument("--split", default="val", help="name of the split (default: val)")
+    parser.add_argument("--pred", required=True, help="folder of masks <video>/<frame>.png, or an OUT of infer.py")
+    parser.add_argument("--output", required=True, help="folder for scores.json, the CSV tables and report.html")
+    parser.add_argument("--task", choices=TASKS, default=TASKS[0])
+    parser.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0],
+                        help="lvos: V2's tool of 2024 (default); v1-2022: V1's of 2022; davis2017: DAVIS J&F")
+    parser.add_argument("--unseen", help="file with the unseen videos, one name a line, instead of the protocol's list")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
+                        help="processes (default: one a CPU core); no number depends on it")
+    parser.add_argument("--strict", action="store_true", help="what the audit finds is an error")
+    parser.add_argument("--no-report", action="store_true", help="write no report.html")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Score, write, and say what was written."""
+    chosen = arguments()
+    # Imported here, so that --help and a mistyped option answer at once.
+    from evaluation.evaluator import evaluate
+    from evaluation.outputs import refuse_output_in_inputs, summary, write
+
+    refuse_output_in_inputs(chosen.output, [chosen.data])
+    evaluation = evaluate(chosen.data, chosen.pred, chosen.split, protocol=chosen.protocol, task=chosen.task,
+                          unseen=chosen.unseen, workers=max(1, chosen.workers), strict=chosen.strict, progress=True)
+    for path in write(evaluation, chosen.output):
+        print(f"wrote {path}")
+    print(summary(evaluation))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,101 @@
+"""The files of an evaluation: ``scores.json``, the official CSV tables byte for byte, and a table of every frame."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.files import write_json, write_text
+from evaluation.evaluator import Evaluation
+
+LVOS_COLUMNS = ("J&F", "J-Mean", "J-seen-Mean", "J-unseen-Mean", "F-Mean", "F-seen-Mean", "F-unseen-Mean",
+                "V-Mean", "V-seen-Mean", "V-unseen-Mean")
+DAVIS_COLUMNS = ("J&F", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
+
+
+def write(evaluation: Evaluation, folder: str | Path) -> list[Path]:
+    """Write ``scores.json``, the two official CSV tables and ``frames.csv`` into ``folder``; return their paths.
+
+    Tables and a report that an earlier evaluation left there are removed: nothing stale stands beside new numbers.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in ("global_results-*.csv", "per-sequence_results-*.csv", "frames.csv", "report.html", "scores.json"):
+        for stale in folder.glob(pattern):
+            stale.unlink()
+    name = evaluation.plan.set_name
+    texts = {f"global_results-{name}.csv": global_csv(evaluation),
+             f"per-sequence_results-{name}.csv": sequence_csv(evaluation),
+             "frames.csv": frames_csv(evaluation)}
+    for file, text in texts.items():
+        write_text(folder / file, text)
+    write_json(folder / "scores.json", evaluation.scores)
+    return [folder / "scores.json", *(folder / file for file in texts)]
+
+
+def refuse_output_in_inputs(output: str | Path, inputs: Iterable[str | Path]) -> None:
+    """UserError where ``output`` lies inside a folder that is only read."""
+    place = Path(output).resolve()
+    for folder in inputs:
+        if place.is_relative_to(Path(folder).resolve()):
+            raise UserError(f"--output: {output} lies inside {folder}, which is only read; name a folder elsewhere")
+
+
+def global_csv(evaluation: Evaluation) -> str:
+    """The official table of the whole set: three decimals of the fraction, an empty field for NaN."""
+    columns = DAVIS_COLUMNS if evaluation.plan.protocol == "davis2017" else LVOS_COLUMNS
+    numbers = evaluation.scores["global"]
+    return _csv([["J&F-Mean" if column == "J&F" else column for column in columns],
+                 [_three(numbers[column]) for column in columns]])
+
+
+def sequence_csv(evaluation: Evaluation) -> str:
+    """The official table of objects; a row is named by the object's position in the meta, not by its id."""
+    columns = ["J-Mean", "F-Mean"] + ([] if evaluation.plan.protocol == "davis2017" else ["V-Mean"])
+    rows = [[f"{item['video']}_{item['index']}", *(_three(item[column]) for column in columns)]
+            for item in evaluation.scores["objects"]]
+    return _csv([["Sequence", *columns], *rows])
+
+
+def frames_csv(evaluation: Evaluation) -> str:
+    """Every scored frame of every object, in order of time: J and F at full precision and both areas in pixels."""
+    rows: list[Sequence[Any]] = [["video", "object", "frame", "J", "F", "true_area", "predicted_area"]]
+    for entry in evaluation.entries:
+        scored, row, track = entry.video.objects[entry.matched], entry.proposal - 1, entry.track
+        rows += zip([entry.video.name] * len(scored.stems), [scored.key] * len(scored.stems), scored.stems,
+                    track.J[row].tolist(), track.F[row].tolist(), track.area_true.tolist(),
+                    track.area_predicted[row].tolist(), strict=True)
+    return _csv(rows)
+
+
+def summary(evaluation: Evaluation) -> str:
+    """The headline as lines of text, percent with one decimal, the clean numbers beside where they differ."""
+    numbers, clean = evaluation.scores["global"], evaluation.scores["clean"]
+    columns = DAVIS_COLUMNS if evaluation.plan.protocol == "davis2017" else LVOS_COLUMNS
+    differs = [column for column in columns if _three(numbers[column]) != _three(clean[column])]
+    width = max(len(column) for column in columns)
+    lines = [f"protocol {evaluation.plan.protocol}, task {evaluation.plan.task}, "
+             f"{len(evaluation.scores['videos'])} videos, {len(evaluation.scores['objects'])} objects"]
+    for column in columns:
+        beside = f"   clean (no padding, no NaN): {_percent(clean[column])}" if column in differs else ""
+        lines.append(f"{column:<{width}}  {_percent(numbers[column]):>6}{beside}")
+    return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return "NaN" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _three(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
+
+
+def _csv(rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
