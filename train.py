@@ -1,0 +1,54 @@
+"""Train a network: one recipe, or a chain of them, each starting from the weights of the one before.
+
+    python train.py --config configs/recipes/demo.yaml data.root=PATH
+    python train.py --config configs/recipes/demo.yaml --output RUN --resume
+    torchrun --nproc-per-node 8 train.py --config configs/recipes/ytb.yaml data.root=PATH
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from common.command import run
+from configs import load_config
+from training.loop import train
+from training.ranks import joined_ranks
+from training.run_folder import settle
+
+
+def main() -> None:
+    arguments = parse()
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))  # the loop ends its step first
+    with joined_ranks(arguments.device) as ranks:
+        config = load_config(arguments.config, arguments.settings)
+        folder = Path(arguments.output or f"runs/{config.name}")
+        if ranks.first:
+            config = settle(folder, config, arguments.resume, arguments.settings)
+        ranks.wait()
+        if not ranks.first:
+            config = settle(folder, config, True, [])
+
+        def say(line: str) -> None:
+            print(line, file=sys.stderr, flush=True)
+
+        train(config, folder, ranks, stopped=lambda: bool(asked), say=say)
+        if ranks.first:
+            print(f"wrote {folder}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a recipe (configs/recipes) or any configuration file")
+    parser.add_argument("--output", help="folder of the run (default: runs/NAME)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
+    parser.add_argument("--device", help="cpu or cuda (default: the accelerator if there is one)")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over the file's")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,161 @@
+"""The training loop, from the first step to the last: read it from top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from common.command import Terminated
+from common.errors import TrainingDiverged, UserError
+from common.progress import Progress
+from configs import Config, dump_config
+from datasets.mixture import Mixture, batches
+from models import build_network, load_state, load_weights, save_weights
+from models.noise import SampleNoise
+from training.checkpoints import load_newest, save_checkpoint
+from training.clip_model import ClipModel
+from training.optimiser import Average, build_optimiser, set_learning_rate
+from training.ranks import Ranks
+from training.run_folder import Journal, save_batch
+
+AMP = {"none": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+MEASURED = ("loss", "gradient", "seconds", "data_seconds")  # of each step; their means are written
+
+
+def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] = lambda: False,
+          say: Callable[[str], None] = lambda line: None) -> dict[str, Any] | None:
+    """Train until ``train.steps``, or ``train.stop_at``, from the newest checkpoint of ``run`` if it has one.
+
+    Args:
+        config: the run's configuration; run: its folder (only the first rank writes there).
+        stopped: asked after every step; True: write a checkpoint and raise Terminated.
+        say: gets lines for people.
+    Returns:
+        the last validation's scores, None if there was none. RUN/weights.safetensors holds the averaged weights
+        once all steps are done.
+    Raises:
+        TrainingDiverged: the loss is not finite; the batch lies in RUN. UserError: data or settings are wrong.
+    """
+    settings, device = config.train, ranks.device
+    last = min(settings.stop_at or settings.steps, settings.steps)
+    check(config)
+    if settings.deterministic:
+        torch.use_deterministic_algorithms(True)
+    torch.manual_seed(config.seed)
+    mixture = Mixture(config)
+
+    network = build_network(config)
+    if settings.weights is not None:
+        load_state(network, load_weights(settings.weights, overrides=[])[1], settings.weights)
+    network.to(device).train()
+    clip_model = model = ClipModel(network, config)
+    if ranks.count > 1:
+        # Once the network's own masks feed its memory the identity bank gets no gradient.
+        model = DistributedDataParallel(clip_model, find_unused_parameters=True)
+    optimiser = build_optimiser(network, settings)
+    average = Average(network, settings)
+    amp = AMP[settings.amp]
+    scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
+
+    step, recent = 0, []  # steps done; MEASURED of each since the last line of metrics
+    checkpoint, problems = load_newest(run / "checkpoints")
+    for problem in problems:
+        say(problem)
+    if checkpoint is not None:
+        network.load_state_dict(checkpoint["model"])
+        average.load(checkpoint["ema"])
+        optimiser.load_state_dict(checkpoint["optimiser"])
+        scaler.load_state_dict(checkpoint["scaler"])
+        step, recent = checkpoint["step"], checkpoint["recent"]
+        say(f"continuing from step {step}")
+    journal = Journal(run, step) if ranks.first else None
+
+    def save() -> None:
+        if ranks.first:
+            save_checkpoint(run / "checkpoints", step, {
+                "config": dump_config(config), "model": network.state_dict(), "ema": average.state(),
+                "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict(), "recent": recent,
+            }, settings.keep_checkpoints)
+
+    scores = None
+    loader = batches(mixture, step, last, ranks.rank, ranks.count)
+    with Progress(last, config.name, "step", step) if ranks.first else nullcontext() as progress:
+        while step < last:
+            began = time.perf_counter()
+            torch.manual_seed(config.seed + step)  # what draws outside a sample's own numbers is new in every step
+            lr = set_learning_rate(optimiser, step, settings)
+            loss, waited = torch.zeros((), device=device), 0.0
+            for part in range(settings.accumulate):
+                asked = time.perf_counter()
+                batch = next(loader).to(device)
+                waited += time.perf_counter() - asked
+                between = part < settings.accumulate - 1 and ranks.count > 1
+                with model.no_sync() if between else nullcontext():
+                    with SampleNoise(batch.seeds), torch.autocast(device.type, amp, enabled=amp is not None):
+                        result = model(batch.frames, batch.masks, batch.objects, step, batch.slots)
+                    if not torch.isfinite(result["loss"]):
+                        path = save_batch(run, step, ranks.rank, batch)
+                        say(f"the loss of step {step} is {result['loss'].item()}; its batch is {path}")
+                    scaler.scale(result["loss"] / settings.accumulate).backward()
+                loss += result["loss"].detach() / settings.accumulate
+            loss, stop = ranks.mean(torch.stack([loss, loss.new_tensor(float(stopped()))])).tolist()
+            if not abs(loss) < float("inf"):
+                raise TrainingDiverged(f"{run}: the loss of step {step} is {loss}; its batch is kept in "
+                                       f"{run}/diverged_step_{step:07d}_rank_*.pt, and the last checkpoint is from "
+                                       "before: lower train.lr, or set train.amp=none")
+            scaler.unscale_(optimiser)
+            norm = torch.nn.utils.clip_grad_norm_(clip_model.parameters(), settings.clip_gradient)
+            scaler.step(optimiser)
+            scaler.update()
+            optimiser.zero_grad(set_to_none=True)
+            if settings.ema:
+                average.update(step)
+            step += 1
+            recent.append([loss, norm.item(), time.perf_counter() - began, waited])
+
+            if journal and (step % settings.log_every == 0 or step == settings.steps):
+                journal.write(step, metrics(recent, lr, settings.batch))
+            if journal and (step % settings.image_every == 0 or step == settings.steps):
+                journal.strip(step, batch.frames[:, 0], batch.masks[:, 0], result["predictions"][:, 0])
+            if step % settings.log_every == 0:
+                recent = []
+            if stop or step % settings.checkpoint_every == 0 or step == last:
+                save()
+            if stop:
+                raise Terminated
+            if progress:
+                progress.advance(note=f"loss {loss:.3f}")
+
+    if journal:
+        journal.close()
+        if step == settings.steps:
+            save_weights(run / "weights.safetensors", averaged(network, average, settings.ema), config)
+    ranks.wait()
+    return scores
+
+
+def metrics(recent: list[list[float]], lr: float, batch: int) -> dict[str, float]:
+    """Means over the steps since the last line."""
+    values = {name: sum(row[place] for row in recent) / len(recent) for place, name in enumerate(MEASURED)}
+    return {**values, "lr": lr, "clips_per_second": batch / max(values["seconds"], 1e-9)}
+
+
+def averaged(network: torch.nn.Module, average: Average, ema: float) -> dict[str, Tensor]:
+    """The weights that a run hands on: the average, or the network's own where there is none."""
+    return average.state() if ema else network.state_dict()
+
+
+def check(config: Config) -> None:
+    """Refuse settings that cannot work. Raises UserError."""
+    train, extra = config.train, 1 if config.model.align_corners else 0
+    if train.crop % 16 != extra:
+        sizes = train.crop // 16 * 16 + extra
+        raise UserError(f"train.crop: {train.crop} is not 16 k{' + 1' if extra else ''}, which this model needs; "
+                        f"choose {sizes}")

@@ -1,0 +1,96 @@
+"""What a training run writes: RUN/config.yaml, metrics.jsonl, tensorboard/, checkpoints/, weights.safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.files import write_text, written_whole
+from configs import Config, dump_config, load_config
+from datasets.readers import DAVIS_PALETTE
+
+_COLOURS = np.array(DAVIS_PALETTE, np.uint8).reshape(-1, 3)
+
+
+def settle(run: Path, config: Config | None, resume: bool, overrides: list[str]) -> Config:
+    """Begin a run's folder, or open an earlier one again; returns the configuration that holds.
+
+    Args:
+        config: of a new run; resume: the folder's own configuration holds, and ``overrides`` may only set
+            ``train.stop_at``.
+    Raises:
+        UserError: a new run in the folder of another, or nothing to resume.
+    """
+    file = run / "config.yaml"
+    if resume:
+        if not file.is_file():
+            raise UserError(f"{file}: nothing to resume there; start without --resume")
+        refused = [text.partition("=")[0] for text in overrides if text.partition("=")[0] != "train.stop_at"]
+        if refused:
+            raise UserError(f"{refused[0]}: cannot change in a resumed run, which keeps {file}; leave it out")
+        # A stop belongs to the command that asks for it.
+        return load_config(file, overrides if overrides else ["train.stop_at=null"])
+    if file.exists():
+        raise UserError(f"{run}: holds a run already; continue it with --resume, or choose another --output")
+    write_text(file, dump_config(config))
+    return config
+
+
+class Journal:
+    """metrics.jsonl and TensorBoard of a run. Lines past ``step`` (written after the checkpoint) are taken back."""
+
+    def __init__(self, run: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter  # heavy: only where a run is written
+
+        self.path = run / "metrics.jsonl"
+        if self.path.is_file():
+            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+            write_text(self.path, "".join(f"{line}\n" for line in kept))
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and a scalar of TensorBoard for each number (nested names join with "/")."""
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            for key, number in ((f"{name}/{part}", one) for part, one in value.items()) \
+                    if isinstance(value, dict) else [(name, value)]:
+                if isinstance(number, (int, float)):
+                    self.board.add_scalar(key, number, step)
+
+    def strip(self, step: int, frames: Tensor, masks: Tensor, predictions: Tensor) -> None:
+        """A picture of one clip: frames above their targets above the predictions.
+
+        frames: (T, 3, H, W) uint8; masks: (T, H, W); predictions: (P, H, W), of the last P frames.
+        """
+        images = frames.permute(0, 2, 3, 1).cpu().numpy()
+        predicted = masks.clone()
+        predicted[len(masks) - len(predictions):] = predictions
+        rows = [images, *(0.4 * images + 0.6 * _COLOURS[labels.cpu().numpy()] for labels in (masks, predicted))]
+        picture = np.concatenate([np.concatenate(list(row), 1) for row in rows], 0).astype(np.uint8)
+        self.board.add_image("clip", picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.board.close()
+
+
+def save_batch(run: Path, step: int, rank: int, batch: Any) -> Path:
+    """Keep the batch of a step whose loss is not finite: a torch file with frames, masks and the rest."""
+    path = run / f"diverged_step_{step:07d}_rank_{rank}.pt"
+    with written_whole(path) as beside:
+        torch.save({key: value.cpu() if isinstance(value, Tensor) else value for key, value in vars(batch).items()},
+                   beside)
+    return path
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")  # a line cut short by a crash
