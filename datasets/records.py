@@ -18,7 +18,7 @@ from datasets.meta import FrameRange, ObjectRecord, read_captions, read_meta, re
 __all__ = ["FORMATS", "FrameRange", "ObjectRecord", "Video", "VideoSet", "list_splits", "name_order", "open_videos"]
 
 FORMATS = ("davis", "lvos", "youtube", "plain")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_FOLDERS = ("Annotations", "Annotations_convert")  # the second: what LVOS-api's convert tool writes
 _VALIDATION = ("val", "valid", "validation")  # one split under three names
 

@@ -12,7 +12,7 @@ import time
 from common.command import run
 from common.errors import UserError, UserErrors
 from common.progress import Progress
-from datasets.check import Report, check_videos
+from datasets.check import Problems, check_videos
 from datasets.records import FORMATS, list_splits, open_videos
 
 
@@ -39,28 +39,27 @@ def main() -> None:
 def check_split(root: str, split: str, format: str | None, deep: bool) -> int:
     """Check one split and print what was found; returns the number of problems."""
     started = time.monotonic()
+    counted = ""
     try:
         found = open_videos(root, split, format=format, need_images=False)
-    except UserErrors as error:
-        report, counted = Report(blocking=error.problems), ""
     except UserError as error:
-        report, counted = Report(blocking=[str(error)]), ""
+        problems = Problems()
+        problems += error.problems if isinstance(error, UserErrors) else [str(error)]
     else:
         frames = sum(len(video.frames) for video in found.videos)
+        with Progress(frames, f"check {split or root}") as progress:
+            problems = check_videos(found, deep=deep, advance=progress.advance)
         masks = sum(len(video.masks) for video in found.videos)
         objects = sum(len(video.objects) for video in found.videos)
-        with Progress(frames, f"check {split or root}") as progress:
-            report = check_videos(found, deep=deep, advance=progress.advance)
-        counted = (f"{len(found.videos)} videos, {frames} frames, {masks} masks"
+        counted = (f"; {len(found.videos)} videos, {frames} frames, {masks} masks"
                    + (f", {objects} objects in {found.meta.name}" if found.meta else "")
                    + f" ({found.format}, {time.monotonic() - started:.1f} s)")
-    for kind, lines in (("error", report.blocking), ("warning", report.warnings), ("note", report.notes)):
+    for kind, lines in (("error", problems), ("warning", problems.warnings), ("note", problems.notes)):
         for line in lines:
             print(f"{kind}: {line}")
-    problems = len(report.blocking) + len(report.warnings)
-    print(f"{split or root}: {'nothing wrong' if not problems else f'{problems} problems'}"
-          f"{'; ' + counted if counted else ''}")
-    return problems
+    count = len(problems) + len(problems.warnings)
+    print(f"{split or root}: {f'{count} problems' if count else 'nothing wrong'}{counted}")
+    return count
 
 
 if __name__ == "__main__":
