@@ -162,6 +162,7 @@ def _occluder(rng: np.random.Generator, chosen: Options, frames: int) -> Actor:
 class _Pillar:
     canvas: np.ndarray
     half: float
+    reach: float = 1.45
 
     def sample(self, u: np.ndarray, v: np.ndarray, frame: int, radius: float) -> tuple[np.ndarray, np.ndarray]:
         height, width = self.canvas.shape[:2]

@@ -33,6 +33,7 @@ class Sprite:
     lobes: int
     drift: tuple[float, float]
     shine: float = 0.35
+    reach: float = 1.15  # the outline's largest radius with its wobble
 
     def sample(self, u: np.ndarray, v: np.ndarray, frame: int, radius: float) -> tuple[np.ndarray, np.ndarray]:
         """Colour (h, w, 3) float32 and coverage (h, w) 0..1 at local coordinates, where 1 is ``radius`` pixels."""

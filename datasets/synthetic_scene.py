@@ -11,7 +11,12 @@ import numpy as np
 
 
 class Drawable(Protocol):
-    """What an actor looks like: a textured sprite or a cut-out of a photograph."""
+    """What an actor looks like: a textured sprite, a cut-out of a photograph, a pillar."""
+
+    @property
+    def reach(self) -> float:
+        """How far it extends from its middle, in radii."""
+        ...
 
     def sample(self, u: np.ndarray, v: np.ndarray, frame: int, radius: float) -> tuple[np.ndarray, np.ndarray]:
         """Colour (h, w, 3) and coverage (h, w) at local coordinates, where 1 is ``radius`` pixels."""
@@ -106,7 +111,7 @@ def _paint(picture: np.ndarray, labels: np.ndarray, actor: Actor, frame: int) ->
     height, width = labels.shape
     track = actor.track
     (x, y), radius = track.position[frame], track.radius[frame]
-    reach = radius * 1.45  # corners of a cut-out, and the outline's wobble
+    reach = radius * actor.look.reach
     left, right, top, bottom = int(x - reach), int(x + reach) + 2, int(y - reach), int(y + reach) + 2
     if right <= 0 or bottom <= 0 or left >= width or top >= height:
         return 0.0

@@ -60,8 +60,7 @@ def write_dataset(out: str | Path, chosen: Options, scene_of: DrawingMaker, **mo
     shutil.rmtree(part, ignore_errors=True)
     try:
         unseen: list[str] = []
-        total = sum(count * length for count, length in zip(chosen.videos, chosen.frames, strict=True))
-        with Progress(total, f"generate {out}") as progress:
+        with Progress(sum(chosen.videos), f"generate {out}", unit="video") as progress:
             for number, split in enumerate(SPLITS):
                 if chosen.videos[number]:
                     unseen += _write_split(part / split, split, number, chosen, scene_of, progress)
@@ -90,7 +89,8 @@ def _write_split(
         unseen = split != "train" and index % 2 == 1
         name = "".join(rng.choice(_LETTERS, 8))
         scene = scene_of(rng, chosen, number, index, unseen)
-        starts = _write_video(folder, name, scene, int(rng.choice((1, 1, 1, 16, 151))), split == "test", progress)
+        starts = _write_video(folder, name, scene, int(rng.choice((1, 1, 1, 16, 151))), split == "test")
+        progress.advance()
         last = max((start for start, _ in starts.values()), default=0)
         metas[name] = {"objects": {str(label): {"frame_range": {"start": start, "end": start + STEP * count,
                                                                 "frame_nums": count}}
@@ -112,7 +112,7 @@ def _write_split(
 
 
 def _write_video(
-    folder: Path, name: str, scene: Drawing, first_number: int, only_given: bool, progress: Progress
+    folder: Path, name: str, scene: Drawing, first_number: int, only_given: bool
 ) -> dict[int, tuple[int, int]]:
     """Write frames and masks; return label -> (number of its first frame, frames from there to the video's end).
 
@@ -128,6 +128,7 @@ def _write_video(
         new = [label for label, share in visible.items() if label not in starts and share >= threshold]
         starts.update({label: (number, scene.frames - frame) for label in new})
         keep = np.zeros(256, np.uint8)
+        keep[255] = 255  # void of real clips stays void
         keep[list(starts)] = list(starts)
         labels = keep[labels]
         _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
@@ -136,5 +137,4 @@ def _write_video(
             write_labels(masks / f"{number:08d}.png", labels)
         elif new or frame == 0:
             write_labels(masks / f"{number:08d}.png", np.where(np.isin(labels, new), labels, 0).astype(np.uint8))
-        progress.advance()
     return starts
