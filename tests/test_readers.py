@@ -85,7 +85,7 @@ def test_images_are_rgb_and_damaged_ones_are_errors(tmp_path):
         noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
         Image.fromarray(noise).save(tmp_path / name)
         data = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(data[: len(data) // 2])
+        (tmp_path / name).write_bytes(data[:-30])
     (tmp_path / "c.jpg").write_bytes(b"no image")
     (tmp_path / "d.jpg").touch()
     for name in ("a.jpg", "b.png", "c.jpg", "d.jpg", "absent.jpg"):
@@ -134,6 +134,13 @@ def test_a_late_start_after_empty_frames_and_an_empty_first_file(tmp_path):
 def test_255_is_ignored_and_never_an_object(tmp_path):
     video = make_video(tmp_path, {"00000001": label_map(id_1=(1, 1), id_255=(6, 6))})
     np.testing.assert_array_equal(given_labels(video)["00000001"], label_map(id_1=(1, 1)))
+
+
+def test_a_mask_without_an_image_is_not_used_and_a_line_says_so(tmp_path):
+    names = stems(3)
+    maps = {names[0]: label_map(id_1=(1, 1)), names[1]: label_map(id_2=(5, 5))}
+    given = given_labels(make_video(tmp_path, maps, frames=[names[0], names[2]]))
+    assert list(given) == [names[0]] and len(given.warnings) == 1
 
 
 def test_the_davis_rule_gives_the_first_mask_only(tmp_path):
