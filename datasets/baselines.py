@@ -49,19 +49,21 @@ def _copied(video: Video, objects: str) -> Iterator[np.ndarray]:
 def _carried(video: Video, objects: str) -> Iterator[np.ndarray]:
     given = given_labels(video, objects)
     engine = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    previous, labels, grid = None, None, None
+    previous = _grey(video, video.frames[0])
+    labels = np.zeros(previous.shape, np.uint8)
+    grid = np.stack(np.mgrid[: labels.shape[0], : labels.shape[1]][::-1], axis=2).astype(np.float32)  # (H, W, 2) x, y
     for stem in video.frames:
-        grey = cv2.cvtColor(read_image(video.image_path(stem)), cv2.COLOR_RGB2GRAY)
-        if previous is None:
-            labels = np.zeros(grey.shape, np.uint8)
-            y, x = np.mgrid[: grey.shape[0], : grey.shape[1]].astype(np.float32)
-            grid = np.stack([x, y], axis=2)  # (H, W, 2)
-        elif labels.any():
+        grey = _grey(video, stem)
+        if labels.any():
             places = grid + engine.calc(grey, previous, None)
             labels = cv2.remap(labels, places, None, cv2.INTER_NEAREST)  # 0 where the flow leaves the frame
         labels = _with_given(labels, given.get(stem))
         previous = grey
         yield labels
+
+
+def _grey(video: Video, stem: str) -> np.ndarray:
+    return cv2.cvtColor(read_image(video.image_path(stem)), cv2.COLOR_RGB2GRAY)
 
 
 def _with_given(labels: np.ndarray, given: np.ndarray | None) -> np.ndarray:

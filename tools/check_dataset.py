@@ -18,7 +18,8 @@ from datasets.records import FORMATS, list_splits, open_videos
 
 def main() -> None:
     """Parse the command line, check, print."""
-    parser = argparse.ArgumentParser(prog="python -m tools.check_dataset", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.check_dataset", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="the data set's root folder; it is only read")
     parser.add_argument("--split", help="one split (default: every split that is there)")
     parser.add_argument("--format", choices=FORMATS, help="instead of the first layout that fits")

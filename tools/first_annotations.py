@@ -15,7 +15,8 @@ from datasets.records import FORMATS, open_videos
 
 def main() -> None:
     """Parse the command line, convert, say what was written."""
-    parser = argparse.ArgumentParser(prog="python -m tools.first_annotations", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.first_annotations", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="the data set's root folder; it is only read")
     parser.add_argument("output", help="a new folder: Annotations/, meta.json and a link to the images")
     parser.add_argument("--split", default="val")
