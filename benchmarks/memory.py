@@ -1,0 +1,281 @@
+"""What a long-term memory is worth: every policy, and DDMemory, on long generated videos.
+
+    python -m benchmarks.memory --output runs/memory --budget small
+
+Stages, each skipped where its result is there already, so that the command can be stopped and repeated: generate the
+videos, train one small network, train each kind of memory from its weights (equal steps, equal clips), segment and
+score every row of the table, write OUT/table.md, OUT/results.json and OUT/curves.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.memory_scores import segment_video
+from common.command import run
+from common.errors import UserError, nearest
+from common.files import write_json, write_text, written_whole
+from common.progress import Progress
+from configs import Config
+from datasets.records import Video, open_videos
+from datasets.synthetic import make
+from inference import Predictor
+from models import AOT, build_network, load_state, load_weights
+from models.memory import State
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RECIPES = REPOSITORY / "configs" / "recipes"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is computed: videos to train on and to score, frames of each to score, steps of the two stages."""
+
+    train_videos: int
+    videos: int
+    frames: int
+    first_steps: int
+    second_steps: int
+
+
+BUDGETS = {
+    "smoke": Budget(2, 1, 400, 4, 2),
+    "small": Budget(24, 6, 600, 800, 200),
+    "medium": Budget(24, 20, 600, 4000, 1000),
+    "full": Budget(60, 20, 600, 20000, 5000),
+}
+
+LONG = ["memory.gap=5", "train.memory_gap=2"]  # as the official L variants
+GLOBAL = ["model.family=ddmemory", "memory.policy=references", "model.global_writes=40"]
+NETWORKS = {  # what the second stage trains: settings over configs/recipes/memory_benchmark.yaml
+    "local": [],
+    "long": LONG,
+    "dense": GLOBAL,
+    "dense, no gate": [*GLOBAL, "model.global_gate=open"],
+    "slots": [*GLOBAL, "model.global_bank=slots"],
+    "slots, no gate": [*GLOBAL, "model.global_bank=slots", "model.global_gate=open"],
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a trained network, and settings at inference."""
+
+    name: str
+    network: str
+    settings: tuple[str, ...] = ()
+    reference_only: bool = False
+
+
+POLICIES = ("fifo", "uniform", "rmem", "most_used", "diversity", "quality", "absence_aware", "fifo_official")
+ROWS = [
+    Row("reference only", "local", reference_only=True),
+    Row("reference + local", "local"),
+    Row("unbounded", "long"),
+    Row("lvos6", "long", ("memory.policy=lvos6",)),
+    *(Row(policy, "long", (f"memory.policy={policy}", "memory.capacity=8")) for policy in POLICIES),
+    *(Row(f"DDMemory dense, every {interval}", "dense", (f"memory.global_interval={interval}",))
+      for interval in (1, 5, 10)),
+    Row("DDMemory dense, no gate", "dense, no gate"),
+    *(Row(f"DDMemory slots, every {interval}", "slots", (f"memory.global_interval={interval}",))
+      for interval in (1, 5, 10)),
+    Row("DDMemory slots, no gate", "slots, no gate"),
+]
+BASELINE = "reference + local"
+
+
+class ReferenceOnly(AOT):
+    """AOT without local memory: the reference frame stands in for the previous one, for ever."""
+
+    def memorise(self, tokens, masks, state: State, evidence=None) -> State:
+        short = state.short
+        state = super().memorise(tokens, masks, state, evidence)
+        state.short = short
+        return state
+
+
+def main() -> None:
+    arguments = parse()
+    budget, out = BUDGETS[arguments.budget], Path(arguments.output)
+    torch.set_num_threads(arguments.threads)
+    rows = chosen_rows(arguments.rows)
+    data = Path(arguments.data) if arguments.data else make(
+        out / "data", "long", videos=(budget.train_videos, budget.videos, 0), frames=budget.frames)
+    videos = open_videos(data, "val").videos[: budget.videos]
+    results: dict[str, list[dict]] = {}
+    for seed in range(arguments.seeds):
+        folder = out / f"seed_{seed}"
+        first = trained(folder / "first", "demo", data, seed, budget.first_steps, [])
+        for row in rows:
+            run_folder = folder / row.network.replace(", ", "_").replace(" ", "_")
+            weights = trained(run_folder, "memory_benchmark", data, seed, budget.second_steps,
+                              [*NETWORKS[row.network], f"train.weights={first}"])
+            scores = folder / f"scores_{data.name}"
+            results.setdefault(row.name, []).append(scored(row, weights, videos, scores))
+            report(results, budget, arguments, out)
+    print(table(results))
+    print(f"wrote {out}/table.md, {out}/results.json and {out}/curves.png")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default="runs/memory", help="folder of everything (default: runs/memory)")
+    parser.add_argument("--budget", choices=BUDGETS, default="small",
+                        help="small: about an hour and a half of one core; full: about a day (default: small)")
+    parser.add_argument("--seeds", type=int, default=1, help="how many times all is trained (default: 1)")
+    parser.add_argument("--rows", help="names of rows, separated by semicolons; default: all, namely "
+                                       + "; ".join(row.name for row in ROWS))
+    parser.add_argument("--data", help="another data root, to train on its train split and score its val split, "
+                                       "such as one made with --cutouts (default: generated into OUTPUT/data)")
+    parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
+    return parser.parse_args()
+
+
+def chosen_rows(names: str | None) -> list[Row]:
+    if names is None:
+        return ROWS
+    known = {row.name: row for row in ROWS}
+    wanted = [name.strip() for name in names.split(";")]
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"--rows: no row '{name}'; {nearest(name, known)}")
+    return [known[name] for name in wanted]
+
+
+# The stages.
+
+
+def trained(folder: Path, recipe: str, data: Path, seed: int, steps: int, settings: list[str]) -> Path:
+    """Weights of a run of train.py; finished runs are kept, unfinished ones go on."""
+    weights = folder / "weights.safetensors"
+    if weights.is_file():
+        return weights.resolve()
+    command = [sys.executable, str(REPOSITORY / "train.py"), "--config", str(RECIPES / f"{recipe}.yaml"),
+               "--output", str(folder.resolve()), "--device", "cpu"]
+    if (folder / "config.yaml").is_file():
+        command.append("--resume")
+    else:
+        command += [f"data.root={data.resolve()}", f"seed={seed}", f"train.steps={steps}",
+                    f"train.checkpoint_every={max(1, min(200, steps))}", *settings]
+    done = subprocess.run(command, cwd=REPOSITORY, check=False)
+    if done.returncode:
+        raise UserError(f"{folder}: train.py ended with status {done.returncode}; see what it printed above")
+    return weights.resolve()
+
+
+def scored(row: Row, weights: Path, videos: tuple[Video, ...], folder: Path) -> dict[str, Any]:
+    """Scores of a row on every video; each video's are kept in a file of its own."""
+    predictor = None
+    found = {}
+    with Progress(len(videos), row.name, "video") as progress:
+        for video in videos:
+            path = folder / row.name.replace(", ", "_").replace(" ", "_") / f"{video.name}.json"
+            if not path.is_file():
+                predictor = predictor or predictor_of(row, weights)
+                write_json(path, segment_video(predictor, video), indent=None)
+            found[video.name] = json.loads(path.read_text())
+            progress.advance()
+    return found
+
+
+def predictor_of(row: Row, weights: Path) -> Predictor:
+    config, tensors = load_weights(weights, overrides=row.settings)
+    network = ReferenceOnly(config) if row.reference_only else build_network(plain(config))
+    load_state(network, tensors, weights)
+    return Predictor.from_config(config, network)
+
+
+def plain(config: Config) -> Config:
+    """The same without a file of encoder weights: they are in the weights."""
+    config.model.encoder_weights = None
+    return config
+
+
+# The table.
+
+
+def numbers(found: dict[str, Any]) -> dict[str, float]:
+    """Means over the objects of one seed's videos; J&F and the rest in points."""
+    objects = [scores for video in found.values() for scores in video["objects"].values()]
+
+    def mean(key: str) -> float:
+        values = [scores[key] for scores in objects if scores[key] is not None]
+        return 100 * fmean(values) if values else float("nan")
+
+    return {"jf": mean("jf"), "after": mean("after"), "drop": mean("drop"), "false_alarm": mean("false_alarm"),
+            "fps": 1 / fmean(video["seconds"] for video in found.values()),
+            "bytes": fmean(video["bytes"] for video in found.values())}
+
+
+def table(results: dict[str, list[dict]]) -> str:
+    """The rows as a table in Markdown; ± is the standard deviation over seeds, [..] the interval over videos."""
+    lines = ["| memory | J&F | J&F after 100 frames away | decay | false alarms | frames/s | memory | J&F over "
+             f"{BASELINE} |", "|---|---|---|---|---|---|---|---|"]
+    for name, seeds in results.items():
+        each = [numbers(found) for found in seeds]
+
+        def cell(key: str, each: list[dict[str, float]] = each) -> str:
+            values = [value[key] for value in each]
+            return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+        lines.append(f"| {name} | {cell('jf')} | {cell('after')} | {cell('drop')} | {cell('false_alarm')} | "
+                     f"{cell('fps')} | {fmean(value['bytes'] for value in each) / 1e6:.2f} MB | "
+                     f"{difference(seeds, results.get(BASELINE, []))} |")
+    return "\n".join(lines)
+
+
+def difference(seeds: list[dict], baseline: list[dict]) -> str:
+    """Mean difference of J&F to the baseline and its 95 % interval, by bootstrap over the videos of all seeds."""
+    pairs = [[100 * (fmean(o["jf"] for o in ours[name]["objects"].values())
+                     - fmean(o["jf"] for o in theirs[name]["objects"].values())) for name in ours]
+             for ours, theirs in zip(seeds, baseline, strict=False)]
+    if not pairs or seeds is baseline:
+        return "–"
+    values = np.array(pairs).mean(0)  # (videos,): the seeds share the videos
+    draws = np.random.default_rng(0).choice(values, (10_000, len(values))).mean(1)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return f"{values.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def report(results: dict[str, list[dict]], budget: Budget, arguments: argparse.Namespace, out: Path) -> None:
+    """Write what is known so far."""
+    summary = {name: [numbers(found) for found in seeds] for name, seeds in results.items()}
+    write_json(out / "results.json", {"budget": vars(budget), "arguments": vars(arguments), "rows": summary})
+    write_text(out / "table.md", table(results) + "\n")
+    draw_curves(results, out / "curves.png")
+
+
+def draw_curves(results: dict[str, list[dict]], path: Path) -> None:
+    """J&F against the position in the video, in 20 bins, of the rows that matter most."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    shown = [name for name in results if name in ("reference only", BASELINE, "unbounded", "lvos6", "rmem",
+                                                  "absence_aware", "DDMemory dense, every 5",
+                                                  "DDMemory slots, every 5")]
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    for name in shown:
+        curves = [[fmean(part) for part in np.array_split(scores["curve"], 20)]
+                  for found in results[name] for video in found.values() for scores in video["objects"].values()]
+        axes.plot(np.linspace(2.5, 97.5, 20), 100 * np.mean(curves, 0), label=name)
+    axes.set(xlabel="position in the video (%)", ylabel="J&F", ylim=(0, 100))
+    axes.legend(fontsize=8)
+    with written_whole(path) as beside:
+        figure.savefig(beside, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run(main)
