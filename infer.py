@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from common.command import run
-from common.errors import UserError
+from common.errors import UserError, UserErrors
 from common.files import file_hash
 from datasets.check import check_videos
 from datasets.own_video import OwnVideo
@@ -112,9 +112,10 @@ def data_set(arguments: argparse.Namespace, config) -> list[Source]:
     """The videos of a split, checked before any work starts."""
     found = open_videos(arguments.data, arguments.split, format=config.data.format, objects=config.data.objects,
                         videos=arguments.videos.split(",") if arguments.videos else None)
-    report = check_videos(found)
-    report.raise_if_blocking()
-    for line in (*report.notes, *report.warnings):
+    problems = check_videos(found)
+    if problems:
+        raise UserErrors(problems)
+    for line in (*problems.notes, *problems.warnings):
         print(f"note: {line}", file=sys.stderr)
     return [DatasetSource(video, found.objects) for video in found.videos]
 
