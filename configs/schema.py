@@ -46,7 +46,8 @@ class ModelConfig(Section):
 
     name: str = "aott"  # the variant: a file of configs/models
     family: Literal["aot", "deaot", "ddmemory"] = "aot"
-    encoder: str = "mobilenetv2"  # mobilenetv2, resnet50, resnet101, swin_base, or any timm name that gives features
+    # small (ours, learns from nothing), mobilenetv2, resnet50, resnet101, swin_base, or any timm name with features
+    encoder: str = "mobilenetv2"
     encoder_weights: str | None = None  # file of ImageNet weights: torchvision's, timm's or the official names
     blocks: Positive = 1  # transformer blocks (LSTT) or gated propagation modules
     channels: Positive = 256  # width of the tokens

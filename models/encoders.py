@@ -166,7 +166,47 @@ class TimmEncoder(nn.Module):
         return []
 
 
+class Small(nn.Module):
+    """A small residual network of ours that learns from nothing: group norm instead of frozen statistics."""
+
+    channels = (32, 64, 128, 128)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 5, stride=2, padding=2, bias=False), nn.GroupNorm(8, 32), nn.ReLU())
+        self.stages = nn.ModuleList(
+            nn.Sequential(ResidualBlock(inputs, outputs, 2), ResidualBlock(outputs, outputs, 1))
+            for inputs, outputs in ((32, 32), (32, 64), (64, 128)))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return [*maps, maps[-1]]
+
+    def frozen(self) -> list[nn.Module]:
+        return []
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with group norm beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.GroupNorm(8, outputs), nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.GroupNorm(8, outputs))
+        self.shortcut = nn.Identity() if stride == 1 and inputs == outputs else nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.GroupNorm(8, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.convs(x) + self.shortcut(x))
+
+
 ENCODERS = {
+    "small": Small,
     "mobilenetv2": MobileNetV2,
     "resnet50": lambda: ResNet("resnet50"),
     "resnet101": lambda: ResNet("resnet101"),

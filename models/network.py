@@ -55,6 +55,7 @@ class Network(nn.Module):
         super().__init__()
         model = config.model
         self.align_corners, self.heads, self.memory = model.align_corners, model.heads, config.memory
+        build_policy(config.memory)  # a misspelt name is an error now, not after minutes
         self.encoder = build_encoder(model.encoder, model.freeze_encoder)
         self.projector = nn.Conv2d(self.encoder.channels[-1], model.channels, 1)
         self.blocks = nn.ModuleList(

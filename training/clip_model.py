@@ -60,8 +60,8 @@ class ClipModel(nn.Module):
                 logits, tokens = network.segment(features[index], state)
                 logits = network.upsample(logits, tuple(size))  # (B, 1 + most, H, W)
                 losses.append(loss_of(logits, index))
-                labels = logits.detach().argmax(1)
-                predictions.append(labels.to(torch.uint8))
+                labels = hard_labels(logits.detach())
+                predictions.append(labels)
                 if index < count - 1:
                     state = network.memorise(tokens, labels if own_predictions else masks[index], state)
                     if train.detach_every and index % train.detach_every == 0:
@@ -78,3 +78,12 @@ class ClipModel(nn.Module):
         return {"loss": total.mean(), "frame_losses": torch.stack([*reference_losses, *losses]).detach(),
                 "predictions": torch.stack(predictions)}
 
+
+def hard_labels(logits: Tensor) -> Tensor:
+    """The argmax over channels, (B, C, H, W) to (B, H, W) uint8: several times faster than argmax where C is small."""
+    best = logits[:, 0]
+    labels = torch.zeros_like(best, dtype=torch.uint8)
+    for channel in range(1, logits.shape[1]):
+        labels.masked_fill_(logits[:, channel] > best, channel)
+        best = torch.maximum(best, logits[:, channel])
+    return labels
