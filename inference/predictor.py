@@ -156,14 +156,15 @@ class Predictor:
     def inspection(self) -> dict[str, Any]:
         """What the memory did at the latest frame, where ``inspect`` is set ({} otherwise); plain values for JSON.
 
-        Of the first view (scale, flip): ``frame`` (0: the video's first) and ``groups``, for each group of objects
-        the frames ``stored``, ``references``, ``written`` and ``dropped``, whether the frame was ``offered`` to the
-        long-term bank, then the attention ``mass`` that each stored frame received, ``objects`` (by the user's ids:
-        ``presence``, share of the frame; ``confidence``, mean margin), ``global`` where DDMemory wrote, ``bytes``.
+        Of the first view (scale, flip): ``number`` of the frame (0: that of :meth:`start`) and ``groups``, for each
+        group of objects the frames ``stored``, ``references``, ``written`` and ``dropped``, whether the frame was
+        ``offered`` to the long-term bank, then the attention ``mass`` that each stored frame received, ``objects``
+        (by the user's ids: ``presence``, share of the frame; ``confidence``, mean margin), ``global`` where DDMemory
+        wrote, ``bytes``.
         """
         groups = [note.record(self._ids.ids[IDENTITIES * group :][:IDENTITIES])
                   for group, note in enumerate(self._notes)]
-        return {"frame": self._frame, "groups": groups} if groups else {}
+        return {"number": self._frame, "groups": groups} if groups else {}
 
     def num_bytes(self) -> int:
         """Bytes of the memory of the current video."""

@@ -39,7 +39,7 @@ def test_record_follows_a_fifo():
     for number in range(1, 9):
         predictor.step(frame(number))
         records.append(json.loads(json.dumps(predictor.inspection())))
-    assert [record["frame"] for record in records] == list(range(9))
+    assert [record["number"] for record in records] == list(range(9))
     groups = [record["groups"][0] for record in records]
     assert [group["written"] for group in groups] == [[0], [], [2], [], [4], [], [6], [], [8]]
     assert [group["dropped"] for group in groups] == [[]] * 6 + [[2], [], [4]]

@@ -1,0 +1,65 @@
+"""The page of the memory: what was held when, from records, without a network."""
+
+import json
+import xml.etree.ElementTree as tree
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from datasets.readers import write_labels
+from tools.memory_report import groups_of, held_frames, page, read_records, runs, section
+
+
+def record(number: int, written=(), dropped=(), stored=(0,), mass=None, **more) -> dict:
+    group = {"stored": list(stored), "references": [0], "offered": mass is not None, "written": list(written),
+             "dropped": list(dropped), "bytes": 1000, **({"mass": mass} if mass else {}), **more}
+    return {"frame": f"{5 * number + 1:08d}", "number": number, "groups": [group]}
+
+
+def story() -> list[dict]:
+    """A bank of one place beside the reference: 2 is written, then 4 in its place."""
+    seen = {"objects": {"7": {"presence": 0.1, "confidence": 0.8}}}
+    return [record(0, written=[0]), record(1, **seen), record(2, [2], stored=(0, 2), mass={"0": 1.0}, **seen),
+            record(3, stored=(0, 2)), record(4, [4], [2], (0, 4), {"0": 0.75, "2": 0.25}, **seen),
+            record(5, stored=(0, 4), **{"global": {"openness": 0.2, "confidence": 0.9, "share": 0.5}})]
+
+
+def test_held_frames_follow_writes_and_drops():
+    (group,) = groups_of(story())
+    reference, first, second = held_frames(group)
+    assert (reference.frame, reference.last, reference.reference) == (0, None, True)
+    assert (first.frame, first.first, first.last, first.masses) == (2, 2, 4, [(4, 0.25)])
+    assert (second.frame, second.last) == (4, None)
+
+
+def test_page_shows_every_fact_and_the_frames(tmp_path):
+    for number in range(6):
+        write_labels(tmp_path / "masks" / "bird" / f"{5 * number + 1:08d}.png", np.eye(40, 60, dtype=np.uint8) * 7)
+    told = section(story(), "bird", None, tmp_path)
+    drawing = tree.fromstring(told["groups"][0]["svg"])
+    labels = [text.text for text in drawing.iter("text")]
+    for label in ("object 7: predicted", "object 7: confidence", "global: gate openness", "reference: frame 0",
+                  "memory: frame 2", "memory: frame 4"):
+        assert label in labels
+    html = page([told])
+    assert html.count("data:image/jpeg") == 3 and "bird (6 frames)" in html and "http" not in html
+
+
+def test_a_name_from_a_file_is_never_markup(tmp_path):
+    assert "<b>" not in page([section(story(), "<b>bird</b>", None, tmp_path)])
+
+
+def test_damaged_records_name_file_and_line(tmp_path):
+    path = tmp_path / "bird.jsonl"
+    path.write_text(json.dumps(story()[0]) + "\n{\"number\": 1")
+    with pytest.raises(UserError, match=r"bird\.jsonl:2"):
+        read_records(path)
+    path.write_text("")
+    with pytest.raises(UserError, match="no records"):
+        read_records(path)
+
+
+def test_runs():
+    assert runs([True, True, False, True]) == [(0, 2), (3, 4)]
+    assert runs([]) == []
