@@ -2,6 +2,7 @@
 
     python train.py --config configs/recipes/demo.yaml data.root=PATH
     python train.py --config configs/recipes/demo.yaml --output RUN --resume
+    python train.py --config configs/recipes/real_cpu.yaml data.root=../shared/data      # two stages
     torchrun --nproc-per-node 8 train.py --config configs/recipes/ytb.yaml data.root=PATH
 """
 
@@ -13,10 +14,10 @@ import sys
 from pathlib import Path
 
 from common.command import run
-from configs import load_config
+from configs import Config, load_config
 from training.loop import train
 from training.ranks import joined_ranks
-from training.run_folder import settle
+from training.run_folder import parts, reopened, settle
 
 
 def main() -> None:
@@ -24,20 +25,31 @@ def main() -> None:
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))  # the loop ends its step first
     with joined_ranks(arguments.device) as ranks:
-        config = load_config(arguments.config, arguments.settings)
-        folder = Path(arguments.output or f"runs/{config.name}")
+        configs = chain(Path(arguments.config), arguments.settings)
+        folder = Path(arguments.output or f"runs/{configs[-1].name}")
         if ranks.first:
-            config = settle(folder, config, arguments.resume, arguments.settings)
+            settle(folder, configs, arguments.resume, arguments.settings)
         ranks.wait()
-        if not ranks.first:
-            config = settle(folder, config, True, [])
 
         def say(line: str) -> None:
-            print(line, file=sys.stderr, flush=True)
+            if ranks.first:
+                print(line, file=sys.stderr, flush=True)
 
-        train(config, folder, ranks, stopped=lambda: bool(asked), say=say)
-        if ranks.first:
-            print(f"wrote {folder}")
+        for part in parts(folder):
+            if (part / "weights.safetensors").is_file() and part != folder:
+                continue
+            train(reopened(part, arguments.settings), part, ranks, stopped=lambda: bool(asked), say=say)
+            if ranks.first:
+                print(f"wrote {part}")
+            if not (part / "weights.safetensors").is_file():
+                break  # stopped early by train.stop_at
+
+
+def chain(file: Path, settings: list[str]) -> list[Config]:
+    """The configuration in ``file``, after those that ``train.after`` asks for first; the settings hold for all."""
+    config = load_config(file, settings)
+    earlier = chain(file.parent / config.train.after, settings) if config.train.after else []
+    return [*earlier, config]
 
 
 def parse() -> argparse.Namespace:

@@ -22,7 +22,7 @@ class Section(BaseModel):
 class SourceConfig(Section):
     """One data set of a training mixture."""
 
-    root: str  # data root, or the folder of images for static ones
+    root: str  # data root, or the folder of images for static ones; relative to data.root where that is set
     split: str = "train"
     kind: Literal["video", "static"] = "video"
     format: Literal["auto", "lvos", "davis", "youtube", "plain", "coco", "voc"] = "auto"
@@ -107,10 +107,12 @@ class TrainConfig(Section):
     shuffle_identities: bool = True
     augmentation: Literal["v1", "v2"] = "v1"  # DeAOT: v2
     merge: Share = 0.3  # probability that a second sample is pasted onto a clip; 1.0 for static images
+    merge_more: Share = 0.0  # after each pasted sample, probability of one more (ours: several objects a clip)
     reverse: Share = 0.5  # probability that a clip runs backwards
     amp: Literal["none", "fp16", "bf16"] = "none"
     deterministic: bool = False  # bit-equal on the same card, slower
-    weights: str | None = None  # weights to start from (an earlier stage)
+    weights: str | None = None  # weights to start from
+    after: str | None = None  # recipe, beside this one, that is trained first; this one starts from its weights
     checkpoint_every: Positive = 1000
     keep_checkpoints: Positive = 3
     log_every: Positive = 20

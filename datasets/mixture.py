@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -59,7 +60,8 @@ class Mixture(Dataset):
 
     def __init__(self, config: Config):
         self.config, self.seed = config, config.seed
-        sources = config.data.sources or [own_source(config)]
+        sources = [source.model_copy(update={"root": str(Path(config.data.root or "") / source.root)})
+                   for source in config.data.sources] or [own_source(config)]
         self.sources = [(VideoClips if source.kind == "video" else StaticClips)(source, config.train)
                         for source in sources]
         self.entries = np.array([
@@ -80,14 +82,15 @@ class Mixture(Dataset):
         rng = np.random.default_rng([self.seed, *divmod(number, train.batch)])
         source, place = self._entry(number)
         clip, objects = self.sources[source].clip(place, rng)
+        chance = train.merge
         for _ in range(_TRIES):
-            if objects and rng.random() >= train.merge:
+            if objects and rng.random() >= chance:
                 break
             other, place = self.entries[rng.integers(len(self.entries))]
             above, _ = self.sources[other].clip(place, rng)
             clip, objects = numbered(merged(clip, above), rng)
             if objects:
-                break
+                chance = train.merge_more
         if not objects:
             raise UserError(f"{self.config.data.root or 'data.sources'}: {_TRIES} clips in a row show no object of "
                             "more than 100 pixels in their first frame; check the masks, or lower train.scales")

@@ -18,11 +18,14 @@ from datasets.readers import DAVIS_PALETTE
 _COLOURS = np.array(DAVIS_PALETTE, np.uint8).reshape(-1, 3)
 
 
-def settle(run: Path, config: Config | None, resume: bool, overrides: list[str]) -> Config:
-    """Begin a run's folder, or open an earlier one again; returns the configuration that holds.
+def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) -> None:
+    """Begin a run's folder, or check that an earlier one can go on.
+
+    The last configuration is the run's own; those before it are stages, each a run of its own in ``RUN/stages``, whose
+    weights the next one starts from.
 
     Args:
-        config: of a new run; resume: the folder's own configuration holds, and ``overrides`` may only set
+        configs: of a new run, in order; resume: the folder's own configurations hold, and ``settings`` may only name
             ``train.stop_at``.
     Raises:
         UserError: a new run in the folder of another, or nothing to resume.
@@ -31,15 +34,30 @@ def settle(run: Path, config: Config | None, resume: bool, overrides: list[str])
     if resume:
         if not file.is_file():
             raise UserError(f"{file}: nothing to resume there; start without --resume")
-        refused = [text.partition("=")[0] for text in overrides if text.partition("=")[0] != "train.stop_at"]
+        refused = [text.partition("=")[0] for text in settings if text.partition("=")[0] != "train.stop_at"]
         if refused:
             raise UserError(f"{refused[0]}: cannot change in a resumed run, which keeps {file}; leave it out")
-        # A stop belongs to the command that asks for it.
-        return load_config(file, overrides if overrides else ["train.stop_at=null"])
+        return
     if file.exists():
         raise UserError(f"{run}: holds a run already; continue it with --resume, or choose another --output")
-    write_text(file, dump_config(config))
-    return config
+    earlier = None
+    for number, config in enumerate(configs, 1):
+        part = run if config is configs[-1] else run / "stages" / f"{number}_{config.name}"
+        if earlier is not None:
+            config.train.weights = str(earlier / "weights.safetensors")
+        write_text(part / "config.yaml", dump_config(config))
+        earlier = part
+
+
+def parts(run: Path) -> list[Path]:
+    """The folders of a run's stages in order, its own last."""
+    return [*sorted((run / "stages").glob("*"), key=lambda part: int(part.name.split("_")[0])), run]
+
+
+def reopened(part: Path, settings: list[str]) -> Config:
+    """The configuration in a run's folder. A stop belongs to the command that asks for it."""
+    stop = [text for text in settings if text.startswith("train.stop_at=")]
+    return load_config(part / "config.yaml", stop or ["train.stop_at=null"])
 
 
 class Journal:
