@@ -112,10 +112,14 @@ def held_frames(group: list[tuple[int, dict[str, Any]]]) -> list[Held]:
     return everything
 
 
-def shown(frames: list[Held], end: int) -> list[Held]:
-    """The references and those that were held longest, in order of time."""
-    ranked = sorted(frames, key=lambda one: (not one.reference, one.first - (end if one.last is None else one.last)))
-    return sorted(ranked[:PICTURES], key=lambda one: one.frame)
+def shown(frames: list[Held]) -> list[Held]:
+    """The references, and of the others as many as fit, spread evenly over time."""
+    references = [one for one in frames if one.reference]
+    others = [one for one in frames if not one.reference]
+    room = max(PICTURES - len(references), 1)
+    if len(others) > room:
+        others = [others[place] for place in np.linspace(0, len(others) - 1, room).round().astype(int)]
+    return sorted(references + others, key=lambda one: one.frame)
 
 
 # Drawing.
@@ -211,7 +215,7 @@ def section(records: list[dict[str, Any]], name: str, video: Video | None, run_f
     truth, end, groups = true_presence(video, stems), records[-1]["number"], []
     for group in groups_of(records):
         frames = held_frames(group)
-        kept = shown(frames, end)
+        kept = shown(frames)
         pictures = [(one, thumbnail(run_folder, name, stems[one.frame], video)) for one in kept]
         groups.append({
             "svg": timeline(group, kept, truth, end), "pictures": [(one, uri) for one, uri in pictures if uri],

@@ -1,0 +1,76 @@
+"""The scores behind the benchmark of memories, on hand-made videos, and the whole command at its smallest."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.memory import ROWS, difference, numbers, table
+from benchmarks.memory_scores import frames_after_absences, object_scores
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def test_only_long_absences_count_and_only_the_first_ten_frames_after():
+    visible = [True] * 3 + [False] * 99 + [True] * 5 + [False] * 100 + [True] * 4 + [False] * 2 + [True] * 20
+    assert frames_after_absences(visible) == [[*range(207, 211), *range(213, 219)]]
+    assert frames_after_absences([False] * 150 + [True] * 30) == [list(range(150, 160))]
+    assert frames_after_absences([True] * 500) == []
+
+
+def masks(present: list[bool], value: int = 3) -> list[np.ndarray]:
+    frames = []
+    for there in present:
+        frame = np.zeros((20, 30), np.uint8)
+        frame[5:15, 5:15] = value * there
+        frames.append(frame)
+    return frames
+
+
+def test_scores_of_a_target_that_is_lost_after_its_absence():
+    present = [True] * 50 + [False] * 120 + [True] * 50
+    found = [True] * 50 + [False] * 110 + [True] * 10 + [False] * 50
+    scores = object_scores(masks(present), masks(found), 3, 0)
+    assert scores["after"] == 0 and scores["drop"] == 1
+    assert math.isclose(scores["false_alarm"], 10 / 120)
+    assert math.isclose(scores["jf"], (49 + 110) / 218)  # the first and the last frame are not scored
+    assert len(scores["curve"]) == 218
+    perfect = object_scores(masks(present), masks(present), 3, 0)
+    assert (perfect["jf"], perfect["after"], perfect["drop"], perfect["false_alarm"]) == (1, 1, 0, 0)
+
+
+def result(score: float, seconds: float = 0.1) -> dict:
+    one = {"jf": score, "after": None, "drop": 0.1, "false_alarm": None, "curve": [score] * 40}
+    return {name: {"objects": {"1": one}, "seconds": seconds, "bytes": 2_000_000} for name in ("a", "b", "c")}
+
+
+def test_numbers_are_means_in_points():
+    found = numbers(result(0.5))
+    assert found["jf"] == 50 and math.isnan(found["after"]) and found["fps"] == 10 and found["bytes"] == 2e6
+
+
+def test_table_says_spread_and_difference():
+    baseline = [result(0.5), result(0.6)]
+    better = [result(0.6), result(0.8)]
+    text = table({"reference + local": baseline, "mine": better})
+    assert "| mine | 70.0 ± 14.1 |" in text and "+15.0 [+15.0, +15.0]" in text and "2.00 MB" in text
+    assert difference(baseline, baseline) == "–"
+
+
+def test_rows_have_names_of_their_own():
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.slow
+def test_the_command_resumes(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.memory", "--budget", "smoke", "--output", str(tmp_path / "out"),
+               "--rows", "reference + local;absence_aware;DDMemory slots, every 5"]
+    first = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "DDMemory slots, every 5" in (tmp_path / "out" / "table.md").read_text()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+    second = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert second.stdout == first.stdout
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
