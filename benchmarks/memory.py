@@ -15,7 +15,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -226,7 +226,7 @@ def table(results: dict[str, list[dict]]) -> str:
 
         def cell(key: str, each: list[dict[str, float]] = each) -> str:
             values = [value[key] for value in each]
-            return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+            return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
         lines.append(f"| {name} | {cell('jf')} | {cell('after')} | {cell('drop')} | {cell('false_alarm')} | "
                      f"{cell('fps')} | {fmean(value['bytes'] for value in each) / 1e6:.2f} MB | "

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def test_only_long_absences_count_and_only_the_first_ten_frames_after():
     visible = [True] * 3 + [False] * 99 + [True] * 5 + [False] * 100 + [True] * 4 + [False] * 2 + [True] * 20
-    assert frames_after_absences(visible) == [[*range(207, 211), *range(213, 219)]]
+    assert frames_after_absences(visible) == [list(range(207, 211))]
     assert frames_after_absences([False] * 150 + [True] * 30) == [list(range(150, 160))]
     assert frames_after_absences([True] * 500) == []
 
@@ -49,7 +49,7 @@ def result(score: float, seconds: float = 0.1) -> dict:
 
 def test_numbers_are_means_in_points():
     found = numbers(result(0.5))
-    assert found["jf"] == 50 and math.isnan(found["after"]) and found["fps"] == 10 and found["bytes"] == 2e6
+    assert found["jf"] == 50 and math.isnan(found["after"]) and math.isclose(found["fps"], 10) and found["bytes"] == 2e6
 
 
 def test_table_says_spread_and_difference():
