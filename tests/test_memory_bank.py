@@ -4,9 +4,11 @@ import resource
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from configs import load_config, model_config_path
 from inference import Predictor
+from inference.predictor import gather_evidence
 from models import build_network
 from models.memory import POLICIES
 
@@ -50,6 +52,29 @@ def test_every_policy_segments_with_untrained_weights(model, policy):
         assert sizes[-1] == sizes[-3]
     if POLICIES[policy].protects_references:
         assert {0, 3} <= set(stored)
+
+
+@pytest.mark.parametrize("model", ["aott", "deaott"])
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_runs_in_the_network_on_a_device_without_looking_at_values(model, policy):
+    network = predictor_of(model, policy).network
+    with FakeTensorMode() as mode, torch.no_grad():
+        for module in network.modules():
+            for name, value in module._parameters.items():
+                if value is not None:
+                    module._parameters[name] = torch.nn.Parameter(mode.from_tensor(value).to("cuda"), False)
+            for name, value in module._buffers.items():
+                module._buffers[name] = value if value is None else mode.from_tensor(value).to("cuda")
+        features = network.encode(torch.empty(1, 3, 49, 65, device="cuda"))
+        masks = torch.empty(1, 49, 65, dtype=torch.uint8, device="cuda")
+        state = network.start(features, masks, 2)
+        for number in range(1, 7):
+            logits, tokens = network.segment(features, state)
+            if number == 3:
+                state = network.add_objects(features, masks, state, 3)
+            else:
+                state = network.memorise(tokens, masks, state, gather_evidence(logits, state.grid))
+        assert logits.device.type == state.long.frame.device.type == "cuda"
 
 
 @torch.inference_mode()
