@@ -26,6 +26,7 @@ class DDMemory(AOT):
     reference and the previous frame, and official AOT weights can be loaded to train it from.
     """
 
+    notice = "DDMemory is a reconstruction of ours: its authors released no code (docs/memory.md)"
     added_parts = ("global_banks.", "global_projections.")  # what AOT's weights do not have
 
     def __init__(self, config: Config):

@@ -50,6 +50,7 @@ class Network(nn.Module):
     block_type: type[AOTBlock] | type[DeAOTBlock]
     normalised_identity = False  # DeAOT: LayerNorm on the identity embedding
     sees_position = True
+    notice = ""  # what users of the family must be told
 
     def __init__(self, config: Config):
         super().__init__()

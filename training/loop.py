@@ -54,6 +54,8 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
     network = build_network(config)
     if settings.weights is not None:
         load_state(network, load_weights(settings.weights, overrides=[])[1], settings.weights)
+    if network.notice:
+        say(network.notice)
     network.to(device).train()
     clip_model = model = ClipModel(network, config)
     if ranks.count > 1:
