@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,53 +20,66 @@ import torch
 from common.command import run
 from common.errors import UserError, UserErrors
 from common.files import file_hash
+from configs import Config
 from datasets.check import check_videos
-from datasets.own_video import OwnVideo
 from datasets.records import open_videos
 from inference import Predictor
-from inference.runner import (
-    Outputs,
-    claim,
-    expected_bytes,
-    identity,
-    rank_and_world,
-    run_videos,
-    share,
-    summarise,
-)
-from inference.sources import DatasetSource, Source
+from inference.ranks import Ranks, joined_ranks
+from inference.results import Outputs, claim, finished, identity, summarise
+from inference.runner import expected_bytes, run_videos
+from inference.sources import DatasetSource, OwnSource, Source
+from models import FAMILIES
 from models.memory import POLICIES
 
 
 def main() -> None:
     arguments = parse()
-    rank, world = rank_and_world()
+    with joined_ranks() as ranks:
+        infer(arguments, ranks)
+
+
+def infer(arguments: argparse.Namespace, ranks: Ranks) -> None:
     device = choose_device(arguments.device)
     predictor = Predictor(arguments.weights, arguments.model, arguments.config, device, arguments.settings)
     config = predictor.config
-    sources = [OwnVideo(arguments.video, arguments.mask)] if arguments.video else data_set(arguments, config)
-    if not sources:
-        raise UserError("nothing to segment: no video is left; check --videos and --split")
+    if arguments.video:
+        sources, objects = [OwnSource(arguments.video, arguments.mask)], "late"
+    else:
+        sources, objects = data_set(arguments, config, ranks)
     outputs = Outputs(Path(arguments.output), arguments.overlay, arguments.save_scores, arguments.inspect)
-    own = identity(config, file_hash(arguments.weights))
-    claim(outputs, own)
-    if not POLICIES[config.memory.policy].bounded:
-        longest = max(sources, key=len)
-        size = next(iter(longest)).image.shape[:2]
-        mib = expected_bytes(config, size, len(longest)) / 2**20
-        print(f"memory.policy={config.memory.policy} grows: {mib:.0f} MiB expected at the end of {longest.name} "
-              f"({len(longest)} frames, up to ten objects)")
+    own = identity(config, file_hash(arguments.weights), objects)
+    if ranks.first:
+        claim(outputs, own)
+    ranks.wait()
+    waiting = [source for source in sources if not finished(source, outputs)]
+    ranks.wait()  # all have the same list before anyone changes it
+    if ranks.first:
+        announce(sources, waiting, config)
 
-    counts = run_videos(predictor, share(sources, rank, world), outputs, config.inference.streams)
-    summary = summarise(outputs, own, device)
-    if counts["skipped"]:
-        print(f"{counts['skipped']} videos were finished before and skipped")
-    print(f"{counts['done']} videos segmented; all of {outputs.folder}: {summary['frames']} frames, "
-          f"{summary['model_frames_per_second']} frames/s the model alone, {summary['frames_per_second']} the whole, "
-          f"peak memory {summary['peak_bytes'] / 2**20:.0f} MiB")
-    for name in ("masks", "scores", "overlays", "inspect", "run.json"):
-        if (outputs.folder / name).exists():
-            print(f"wrote {outputs.folder / name}")
+    cost = run_videos(predictor, ranks.share(waiting), outputs, config.inference.streams)
+    costs = ranks.gather(cost)
+    if ranks.first:
+        summary = summarise(outputs, own, config, device, costs)
+        print(f"{len(waiting)} videos segmented; all of {outputs.folder}: {summary['frames']} frames, "
+              f"{summary['model_frames_per_second']} frames/s the model alone, {summary['frames_per_second']} the "
+              f"whole, peak memory {summary['peak_bytes'] / 2**20:.0f} MiB")
+        for name in ("masks", "scores", "overlays", "inspect", "run.json"):
+            if (outputs.folder / name).exists():
+                print(f"wrote {outputs.folder / name}")
+
+
+def announce(sources: Sequence[Source], waiting: Sequence[Source], config: Config) -> None:
+    """Say what will be done, and what memory that does not stay bounded will take."""
+    if notice := FAMILIES[config.model.family].notice:
+        print(notice)
+    if len(waiting) < len(sources):
+        print(f"{len(sources) - len(waiting)} videos were finished before and are skipped")
+    if waiting and not POLICIES[config.memory.policy].bounded:
+        longest = max(waiting, key=len)
+        frames = len(longest) or 1000
+        where = f"the end of {longest.name} ({frames} frames)" if len(longest) else "1000 frames"
+        mib = expected_bytes(config, longest.size(), frames) / 2**20
+        print(f"memory.policy={config.memory.policy} grows: {mib:.0f} MiB expected at {where}, for each ten objects")
 
 
 def parse() -> argparse.Namespace:
@@ -91,11 +105,13 @@ def parse() -> argparse.Namespace:
     out.add_argument("--inspect", action="store_true", help="also what the memory did (tools.memory_report)")
     parser.add_argument("settings", nargs="*", metavar="key=value",
                         help="settings that win over the file's, e.g. memory.policy=rmem inference.flip=true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if (arguments.data is None) == (arguments.video is None):
         raise UserError("--data or --video: name one of them")
     if arguments.video and not arguments.mask:
         raise UserError("--mask: your own video needs the mask of a frame; give --mask first.png")
+    if arguments.data and arguments.mask:
+        raise UserError("--mask: goes with --video; the masks of a data set are in its Annotations")
     return arguments
 
 
@@ -105,19 +121,22 @@ def choose_device(name: str | None) -> torch.device:
         raise UserError("--device cuda: no CUDA device was found; use --device cpu, or see that a driver is installed")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
-def data_set(arguments: argparse.Namespace, config) -> list[Source]:
-    """The videos of a split, checked before any work starts."""
+def data_set(arguments: argparse.Namespace, config: Config, ranks: Ranks) -> tuple[list[Source], str]:
+    """The videos of a split, checked before any work starts, and the rule that says which objects are given."""
     found = open_videos(arguments.data, arguments.split, format=config.data.format, objects=config.data.objects,
                         videos=arguments.videos.split(",") if arguments.videos else None)
     problems = check_videos(found)
     if problems:
         raise UserErrors(problems)
-    for line in (*problems.notes, *problems.warnings):
-        print(f"note: {line}", file=sys.stderr)
-    return [DatasetSource(video, found.objects) for video in found.videos]
+    if not found.videos:
+        raise UserError(f"{arguments.data}: split {found.split} holds no videos; check --split and --videos")
+    if ranks.first:
+        for line in (*problems.notes, *problems.warnings):
+            print(f"note: {line}", file=sys.stderr)
+    return [DatasetSource(video, found.objects) for video in found.videos], found.objects
 
 
 if __name__ == "__main__":

@@ -24,6 +24,10 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     try:
         yield beside
         os.replace(beside, path)
+    except OSError as error:
+        if error.filename is None:  # a write that failed does not say which file it was
+            error.filename = str(path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
+import cv2
 
+from datasets.headers import image_size
+from datasets.own_video import OwnFrame as Frame
+from datasets.own_video import OwnVideo
 from datasets.readers import given_labels, read_image
 from datasets.records import Video
 
@@ -17,34 +21,33 @@ Item = TypeVar("Item")
 AHEAD = 4  # frames decoded before they are needed
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One frame of a video.
+class Source(Protocol):
+    """A video to segment: its name, its frames in order, and how many there are (0: a film that does not say).
 
-    Attributes:
-        stem: name of its mask file without suffix; image: (H, W, 3) uint8 RGB.
-        given: (H, W) uint8 label map of the objects that the user gives in it, or None.
-        where: what to call it in a message.
+    A frame has a ``stem`` (its mask file's name without suffix), an ``image`` (H, W, 3) uint8 RGB, ``given`` (H, W)
+    uint8 ids of the objects that the user gives in it (or None), and ``where``, what to call it in a message.
     """
 
-    stem: str
-    image: np.ndarray
-    given: np.ndarray | None
-    where: str
-
-
-class Source(Protocol):
-    """A video to segment: its name, its frames in order, and how many there are."""
-
     name: str
+    rate: float | None  # frames/s of a film; None where nothing says it
 
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Frame]: ...
 
+    def size(self) -> tuple[int, int]:
+        """(H, W) of its frames."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Digest of what the user gave under this name; masks of another fingerprint are not this video's."""
+        ...
+
 
 class DatasetSource:
     """A video of a data set. Of its annotations only each object's pixels where it first appears are ever seen."""
+
+    rate = None
 
     def __init__(self, video: Video, objects: str):
         """objects: "late" or "first", the rule that says which objects are given and where."""
@@ -58,6 +61,53 @@ class DatasetSource:
         for stem in self.video.frames:
             path = self.video.image_path(stem)
             yield Frame(stem, read_image(path), given.get(stem), str(path))
+
+    def size(self) -> tuple[int, int]:
+        width, height = image_size(self.video.image_path(self.video.frames[0]))
+        return height, width
+
+    def fingerprint(self) -> str:
+        return _digest(*self.video.frames)
+
+
+class OwnSource:
+    """One's own film or folder of frames, with the masks given for it (checked when this is made)."""
+
+    def __init__(self, path: str | Path, masks: Sequence[str | Path]):
+        """As datasets.own_video.OwnVideo; raises UserErrors with all that is wrong."""
+        self.video = OwnVideo(path, masks)
+        self.name = self.video.name
+        self.rate = _film_rate(self.video.path) if self.video.path.is_file() else None
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return iter(self.video)
+
+    def size(self) -> tuple[int, int]:
+        height, width = next(iter(self.video)).image.shape[:2]
+        return height, width
+
+    def fingerprint(self) -> str:
+        path = self.video.path
+        masks = [part for stem, labels in sorted(self.video.given.items()) for part in (stem, labels.tobytes())]
+        return _digest(path.resolve(), path.stat().st_size if path.is_file() else len(self), *masks)
+
+
+def _film_rate(path: Path) -> float | None:
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return capture.get(cv2.CAP_PROP_FPS) or None
+    finally:
+        capture.release()
+
+
+def _digest(*parts: object) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else f"{part}\0".encode())
+    return digest.hexdigest()
 
 
 def decode_ahead(frames: Iterable[Item], ahead: int = AHEAD) -> Iterator[Item]:

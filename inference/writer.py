@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from common.errors import UserError
 from common.files import written_whole
@@ -18,6 +20,7 @@ from datasets.readers import DAVIS_PALETTE
 PALETTE = np.array(DAVIS_PALETTE, np.uint8).reshape(256, 3)  # RGB
 BEHIND = 8  # files that may wait to be written; bounds the memory
 OPACITY = 0.45  # of the objects' colours in overlays
+QUALITY = 90  # of the JPEG pictures
 FILM_RATE = 6.0  # frames/s of an overlay film where the source has no rate: LVOS is annotated at 6 a second
 
 
@@ -61,10 +64,34 @@ class Writer:
             raise self._error
 
 
-def write_scores(path: Path, probabilities: np.ndarray, ids: list[int]) -> None:
-    """Probabilities (1 + n, H, W) as uint8 (255 = 1.0) with the objects' ids, as a compressed .npz."""
+def probabilities_to_write(probabilities: Tensor | None, given: np.ndarray | None, labels: np.ndarray,
+                           ids: Sequence[int]) -> np.ndarray:
+    """Probabilities of a frame as uint8, 255 = 1.0: (1 + n, H, W), channel 0 the background, then ``ids`` in order.
+
+    Where the user gives objects their pixels are certain, as in the mask.
+
+    Args:
+        probabilities: (1, c, H, W) of the predictor; channels of objects that the frame gives may lack, unused
+            ones may follow. None: the first frame, which is given whole.
+        given: (H, W) uint8, what the user gave in this frame; labels: (H, W) uint8, the frame's mask.
+    """
+    channels = 1 + len(ids)
+    scores = np.zeros((channels, *labels.shape), np.uint8)
+    if probabilities is not None:
+        predicted = (probabilities[0, :channels] * 255).round().to(torch.uint8).cpu().numpy()
+        scores[: len(predicted)] = predicted
+    certain = np.ones(labels.shape, bool) if probabilities is None else np.zeros(labels.shape, bool)
+    if probabilities is not None and given is not None:
+        certain = (given > 0) & (given < 255)
+    for channel, value in enumerate((0, *ids)):
+        scores[channel][certain] = np.where(labels[certain] == value, 255, 0)
+    return scores
+
+
+def write_scores(path: Path, scores: np.ndarray, ids: Sequence[int]) -> None:
+    """Probabilities (1 + n, H, W) uint8 with the objects' ids (n + 1, the first 0), as a compressed .npz."""
     with written_whole(path) as beside, open(beside, "wb") as stream:
-        np.savez_compressed(stream, probability=np.round(probabilities * 255).astype(np.uint8), ids=np.array([0, *ids]))
+        np.savez_compressed(stream, probability=scores, ids=np.array([0, *ids]))
 
 
 def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -80,35 +107,43 @@ def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 class Overlays:
-    """The overlay pictures of one video and their film: FOLDER/<stem>.jpg and FOLDER.mp4."""
+    """The overlay pictures of one video, FOLDER/<stem>.jpg, and their film, FOLDER.mp4."""
 
-    def __init__(self, folder: Path, rate: float | None):
-        self.folder, self.rate = folder, rate or FILM_RATE
-        self.part = folder.parent / f".{folder.name}.part.mp4"
-        self._film: cv2.VideoWriter | None = None
+    def __init__(self, folder: Path, film: Path, rate: float | None):
+        """rate: frames/s; None: that of LVOS's annotations."""
+        self.folder, self.film, self.rate = folder, film, rate or FILM_RATE
+        self._part = film.with_name(f".{film.stem}.part.mp4")
+        self._writer: cv2.VideoWriter | None = None
+        self._count = 0
 
     def add(self, stem: str, image: np.ndarray, labels: np.ndarray) -> None:
         """Write the picture of one frame and append it to the film."""
         picture = cv2.cvtColor(overlay(image, labels), cv2.COLOR_RGB2BGR)
         with written_whole(self.folder / f"{stem}.jpg") as beside:
-            if not cv2.imwrite(str(beside), picture):
-                raise UserError(f"{self.folder}: cannot write {stem}.jpg; free some room or choose another --output")
-        if self._film is None:
-            self._film = cv2.VideoWriter(str(self.part), cv2.VideoWriter_fourcc(*"mp4v"), self.rate,
-                                         (picture.shape[1], picture.shape[0]))
-            if not self._film.isOpened():
-                raise UserError(f"{self.part}: this OpenCV cannot write mp4; leave --overlay out")
-        self._film.write(picture)
+            beside.write_bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes())
+        if self._writer is None:
+            self._writer = cv2.VideoWriter(str(self._part), cv2.VideoWriter_fourcc(*"mp4v"), self.rate,
+                                           (picture.shape[1], picture.shape[0]))
+            if not self._writer.isOpened():
+                raise UserError(f"{self.film}: this OpenCV cannot write mp4; leave --overlay out")
+        self._writer.write(picture)
+        self._count += 1
 
     def finish(self) -> None:
-        """Put the film in its place."""
-        if self._film is not None:
-            self._film.release()
-            self.part.replace(self.folder.with_suffix(".mp4"))
+        """Put the film in its place. OpenCV says nothing where a disk is full, so the film is looked at."""
+        if self._writer is None:
+            return
+        self._writer.release()
+        film = cv2.VideoCapture(str(self._part))
+        whole = int(film.get(cv2.CAP_PROP_FRAME_COUNT)) == self._count
+        film.release()
+        if not whole:
+            raise UserError(f"{self.film}: the film could not be written whole; free some room, then run the same "
+                            "command again")
+        self._part.replace(self.film)
 
     def abandon(self) -> None:
         """Leave no half a film behind."""
-        if self._film is not None:
-            self._film.release()
-        self.part.unlink(missing_ok=True)
-
+        if self._writer is not None:
+            self._writer.release()
+        self._part.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import signal
@@ -70,7 +71,7 @@ def test_killed_and_started_again_it_ends_with_the_same_masks(weights, tmp_path)
     running.wait()
     assert running.returncode == -signal.SIGKILL, "it finished before it could be killed: use a longer video"
     after = run_infer(*again)
-    assert after.returncode == 0 and "1 videos were finished before and skipped" in after.stdout, after.stderr
+    assert after.returncode == 0 and "1 videos were finished before and are skipped" in after.stdout, after.stderr
     names = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole/masks").rglob("*.png"))
     assert len(names) == 80
     assert names == sorted(path.relative_to(tmp_path / "cut") for path in (tmp_path / "cut/masks").rglob("*"
@@ -91,6 +92,35 @@ def test_sigterm_leaves_with_143(weights, tmp_path):
     assert not (tmp_path / "out/videos/b.json").exists()
 
 
+def test_sigterm_ends_several_streams(weights, tmp_path):
+    data = make_data(tmp_path / "data", 60)
+    running = subprocess.Popen(command("--weights", weights, "--data", data, "--output", tmp_path / "out",
+                                       "inference.streams=2"),
+                               cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while running.poll() is None and not all(list((tmp_path / "out").glob(f"masks/{name}/*.png")) for name in "ab"):
+        time.sleep(0.02)
+    running.terminate()
+    _, said = running.communicate()
+    assert running.returncode == 143 and "Traceback" not in said
+    assert not list((tmp_path / "out").glob("videos/*.json"))
+
+
+def test_torchrun_shares_the_videos(weights, tmp_path):
+    data = make_data(tmp_path / "data", 4)
+    arguments = ("--weights", weights, "--data", data, "--device", "cpu", "--output")
+    together = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         *command(*arguments, tmp_path / "two")[1:]], capture_output=True, text=True, cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert together.returncode == 0, together.stderr
+    assert together.stdout.count("2 videos segmented") == 1, "one process speaks"
+    summary = json.loads((tmp_path / "two/run.json").read_text())
+    assert [process["frames"] for process in summary["processes"]] == [4, 4] and summary["frames"] == 8
+    assert run_infer(*arguments, tmp_path / "one").returncode == 0
+    for path in (tmp_path / "one/masks").rglob("*.png"):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
 @pytest.mark.parametrize("arguments, said", [
     (("memory.polcy=fifo",), "memory.polcy: unknown key .* did you mean 'policy'"),
     (("memory.policy=fifi",), "memory.policy: no policy 'fifi'"),
@@ -98,6 +128,7 @@ def test_sigterm_leaves_with_143(weights, tmp_path):
     (("--model", "deaott"), "holds weights of aott, not of deaott"),
     (("--split", "train"), "train"),
     (("--videos", "a,zz"), "zz"),
+    (("--mask", "first.png"), "--mask: goes with --video"),
     (("--video", "nothing.mp4"), "--data or --video: name one of them"),
 ])
 def test_what_the_user_can_mend_is_one_line_and_status_2(arguments, said, weights, tmp_path, monkeypatch):
@@ -122,6 +153,25 @@ def test_bad_data_is_found_before_work_starts_all_at_once(weights, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("mask, said", [
+    (np.zeros((48, 64), np.uint8), r"mask\.png: the mask is empty; paint"),
+    (np.ones((20, 30), np.uint8), r"mask\.png: the mask is 30x20, its frame 64x48; make them equal"),
+    (np.ones((48, 64, 3), np.uint8), r"mask\.png: RGB colours instead of a palette; convert"),
+    (None, r"mask\.png: the mask is missing"),
+], ids=["empty", "other size", "RGB", "missing"])
+def test_a_mask_that_cannot_be_used_is_named_before_work_starts(mask, said, weights, tmp_path, monkeypatch):
+    if mask is not None:
+        cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    video = make_data(tmp_path / "data", 2) / "val/JPEGImages/a"
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "argv", ["infer.py", *map(str, (
+        "--weights", weights, "--video", video, "--mask", tmp_path / "mask.png", "--output", tmp_path / "out"))])
+    with contextlib.redirect_stderr(stderr), pytest.raises(SystemExit) as left:
+        run(entry.main)
+    assert left.value.code == 2 and re.search(said, stderr.getvalue()), stderr.getvalue()
+    assert stderr.getvalue().count("\n") == 1 and not (tmp_path / "out").exists()
+
+
 def test_ones_own_film_with_a_second_mask(weights, tmp_path):
     film = cv2.VideoWriter(str(tmp_path / "film.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
     for index in range(5):
@@ -140,4 +190,5 @@ def test_ones_own_film_with_a_second_mask(weights, tmp_path):
     assert [path.stem for path in masks] == [f"{index:08d}" for index in range(5)]
     assert set(np.unique(read_labels(masks[0]))) == {0, 1}
     assert (read_labels(masks[3])[36:46, 40:60] == 2).all()
-    assert (tmp_path / "out/overlays/film.mp4").is_file()
+    film = cv2.VideoCapture(str(tmp_path / "out/overlays/film.mp4"))
+    assert film.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and film.get(cv2.CAP_PROP_FPS) == 10

@@ -1,8 +1,8 @@
 """Running a predictor over videos: order, resumption, what is never looked at, what is never left behind."""
 
 import errno
+import itertools
 import json
-import shutil
 
 import cv2
 import numpy as np
@@ -13,9 +13,11 @@ from common.errors import UserError
 from configs import load_config, model_config_path
 from datasets.readers import read_labels, write_labels
 from datasets.records import open_videos
-from inference import Predictor, runner
-from inference.runner import Outputs, claim, identity, run_videos, share
-from inference.sources import DatasetSource, decode_ahead
+from inference import Predictor
+from inference.ranks import Ranks
+from inference.results import Outputs, claim, finished, identity, summarise
+from inference.runner import run_videos
+from inference.sources import DatasetSource, OwnSource, decode_ahead
 from inference.writer import Writer
 
 SIZE = (48, 64)
@@ -54,12 +56,19 @@ def sources(root, rule="late") -> list[DatasetSource]:
     return [DatasetSource(video, rule) for video in open_videos(root, "val").videos]
 
 
+def segment(predictor, videos, outputs, streams=1) -> int:
+    """What infer.py does with the videos; returns how many were not finished before."""
+    waiting = [video for video in videos if not finished(video, outputs)]
+    run_videos(predictor, waiting, outputs, streams)
+    return len(waiting)
+
+
 def masks_of(folder) -> dict[str, np.ndarray]:
     return {str(path.relative_to(folder)): read_labels(path) for path in sorted((folder / "masks").rglob("*.png"))}
 
 
 def test_every_frame_gets_a_mask_in_the_data_sets_ids_and_given_pixels_win(predictor, data, tmp_path):
-    assert run_videos(predictor, sources(data), Outputs(tmp_path / "out")) == {"done": 2, "skipped": 0}
+    assert segment(predictor, sources(data), Outputs(tmp_path / "out")) == 2
     masks = masks_of(tmp_path / "out")
     assert len(masks) == 9 and all(mask.shape == SIZE for mask in masks.values())
     assert not masks["masks/late/00000001.png"].any(), "before the first object a mask is empty"
@@ -90,13 +99,47 @@ def test_only_first_appearances_are_seen(predictor, data, tmp_path):
 
 def test_a_finished_video_is_skipped_and_a_broken_one_redone(predictor, data, tmp_path):
     outputs = Outputs(tmp_path / "out")
-    run_videos(predictor, sources(data), outputs)
+    assert segment(predictor, sources(data), outputs) == 2
     whole = masks_of(outputs.folder)
-    (outputs.folder / "masks/late/00000021.png").unlink()
-    assert run_videos(predictor, sources(data), outputs) == {"done": 1, "skipped": 1}
-    assert all(np.array_equal(whole[name], mask) for name, mask in masks_of(outputs.folder).items())
-    (outputs.folder / "videos/short.json").unlink()
-    assert run_videos(predictor, sources(data), outputs) == {"done": 1, "skipped": 1}
+    assert segment(predictor, sources(data), outputs) == 0
+    mask, record = outputs.folder / "masks/late/00000021.png", outputs.folder / "videos/late.json"
+    for harm in (mask.unlink, lambda: mask.write_bytes(mask.read_bytes()[:-20]), lambda: mask.write_bytes(b""),
+                 lambda: write_labels(mask, np.zeros((9, 9), np.uint8)), record.unlink, lambda: record.write_text("{")):
+        harm()
+        assert segment(predictor, sources(data), outputs) == 1
+        assert all(np.array_equal(whole[name], found) for name, found in masks_of(outputs.folder).items())
+
+
+def test_what_was_not_asked_for_before_is_made_at_the_next_call(predictor, data, tmp_path):
+    segment(predictor, sources(data), Outputs(tmp_path / "out"))
+    for more in ({"overlays": True}, {"scores": True}, {"inspect": True}):
+        assert segment(predictor, sources(data), Outputs(tmp_path / "out", **more)) == 2
+        assert segment(predictor, sources(data), Outputs(tmp_path / "out", **more)) == 0
+    assert segment(predictor, sources(data), Outputs(tmp_path / "out")) == 0
+
+
+def test_what_a_killed_run_left_is_removed_before_a_video_is_made_anew(predictor, data, tmp_path):
+    outputs = Outputs(tmp_path / "out", overlays=True, inspect=True)
+    left = [tmp_path / "out" / name for name in (
+        "masks/late/.00000001.99.part.png", "overlays/.late.part.mp4", "inspect/.late.99.part.jsonl",
+        "scores/late/00000001.npz", "masks/late/99999999.png")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    segment(predictor, sources(data), outputs)
+    assert not [path for path in left if path.exists()]
+
+
+def test_other_masks_for_ones_own_video_make_it_anew(predictor, data, tmp_path):
+    outputs, mask = Outputs(tmp_path / "out"), tmp_path / "mask.png"
+    folder = data / "val/JPEGImages/short"
+    labels = read_labels(data / "val/Annotations/short/00000001.png")
+    write_labels(mask, labels)
+    assert segment(predictor, [OwnSource(folder, [mask])], outputs) == 1
+    assert segment(predictor, [OwnSource(folder, [mask])], outputs) == 0
+    write_labels(mask, np.where(labels == 3, 9, 0).astype(np.uint8))
+    assert segment(predictor, [OwnSource(folder, [mask])], outputs) == 1
+    assert set(np.unique(read_labels(tmp_path / "out/masks/short/00000001.png"))) == {0, 9}
 
 
 def test_streams_change_nothing(predictor, data, tmp_path):
@@ -106,17 +149,37 @@ def test_streams_change_nothing(predictor, data, tmp_path):
     assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
 
 
+def test_an_error_in_one_stream_ends_the_others(predictor, data, tmp_path):
+    class Endless:
+        name, rate = "endless", None
+
+        def __len__(self):
+            return 10**6
+
+        def __iter__(self):
+            return itertools.chain.from_iterable(itertools.repeat(list(sources(data)[1])))
+
+    videos = [Endless(), *sources(data)]
+    (data / "val/JPEGImages/late/00000021.jpg").unlink()
+    with pytest.raises(UserError, match=r"late/00000021\.jpg"):
+        run_videos(predictor, videos, Outputs(tmp_path / "out"), streams=2)
+    assert not list((tmp_path / "out").glob("videos/endless.json"))
+
+
 def test_overlays_and_scores(predictor, data, tmp_path):
     outputs = Outputs(tmp_path / "out", overlays=True, scores=True)
-    run_videos(predictor, sources(data), outputs)
+    segment(predictor, sources(data), outputs)
     film = cv2.VideoCapture(str(tmp_path / "out/overlays/late.mp4"))
     assert int(film.get(cv2.CAP_PROP_FRAME_COUNT)) == 6
     assert len(list((tmp_path / "out/overlays/late").glob("*.jpg"))) == 6
-    scores = np.load(tmp_path / "out/scores/late/00000021.npz")
-    assert scores["ids"].tolist() == [0, 3, 7] and scores["probability"].shape == (3, *SIZE)
-    assert abs(scores["probability"].sum(0, dtype=int) - 255).max() <= 2
-    winner = scores["ids"][scores["probability"].argmax(0)]
-    assert (winner == read_labels(tmp_path / "out/masks/late/00000021.png")).mean() > 0.99
+    assert sorted(path.stem for path in (tmp_path / "out/scores/late").glob("*.npz")) == [
+        f"{1 + 5 * index:08d}" for index in range(1, 6)], "there are no probabilities before the first object"
+    for stem, ids in (("00000006", [0, 3]), ("00000011", [0, 3]), ("00000016", [0, 3, 7]), ("00000021", [0, 3, 7])):
+        scores = np.load(tmp_path / f"out/scores/late/{stem}.npz")
+        assert scores["ids"].tolist() == ids and scores["probability"].shape == (len(ids), *SIZE)
+        assert abs(scores["probability"].sum(0, dtype=int) - 255).max() <= 2
+        winner = scores["ids"][scores["probability"].argmax(0)]
+        assert (winner == read_labels(tmp_path / f"out/masks/late/{stem}.png")).mean() > 0.99
     assert not [path for path in (tmp_path / "out").rglob(".*") if "part" in path.name]
 
 
@@ -130,24 +193,28 @@ def test_a_bad_frame_is_named_and_no_half_video_counts(harm, said, predictor, da
     videos = sources(data)
     harm(data / "val/JPEGImages/late/00000021.jpg")
     with pytest.raises(UserError, match=f"late/00000021.jpg.*({said})"):
-        run_videos(predictor, videos, Outputs(tmp_path / "out"))
+        segment(predictor, videos, Outputs(tmp_path / "out"))
     assert not (tmp_path / "out/videos/late.json").exists()
 
 
-def test_a_full_disk_stops_the_run_and_leaves_no_half_file(predictor, data, tmp_path, monkeypatch):
-    real, written = runner.write_labels, []
+def test_a_full_disk_stops_the_run_names_the_file_and_leaves_no_half_file(predictor, data, tmp_path, monkeypatch):
+    real, written = Image.Image.save, []
 
-    def full(path, labels):
+    def full(image, path, **options):
         if len(written) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(path, labels)
+            path.write_bytes(b"half a fi")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(image, path, **options)
         written.append(path)
 
-    monkeypatch.setattr(runner, "write_labels", full)
-    with pytest.raises(OSError, match="No space left"):
-        run_videos(predictor, sources(data), Outputs(tmp_path / "out"))
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        segment(predictor, sources(data), Outputs(tmp_path / "out"))
+    assert error.value.filename == str(tmp_path / "out/masks/late/00000011.png")
     assert not (tmp_path / "out/videos").exists()
-    assert len(masks_of(tmp_path / "out")) == 2
+    assert sorted(path.name for path in (tmp_path / "out/masks/late").iterdir()) == ["00000001.png", "00000006.png"]
+    monkeypatch.undo()
+    assert segment(predictor, sources(data), Outputs(tmp_path / "out")) == 2
 
 
 def test_a_video_without_any_object_is_an_error(predictor, data, tmp_path):
@@ -159,18 +226,28 @@ def test_a_video_without_any_object_is_an_error(predictor, data, tmp_path):
 
 def test_an_output_of_other_weights_or_settings_is_refused(predictor, tmp_path):
     outputs, config = Outputs(tmp_path / "out"), predictor.config
-    claim(outputs, identity(config, "a"))
-    claim(outputs, identity(config, "a"))
+    claim(outputs, identity(config, "a", "late"))
+    claim(outputs, identity(config, "a", "late"))
     with pytest.raises(UserError, match="was made with other weights"):
-        claim(outputs, identity(config, "b"))
+        claim(outputs, identity(config, "b", "late"))
+    with pytest.raises(UserError, match=r"data\.objects=late, not first"):
+        claim(outputs, identity(config, "a", "first"))
     other = config.model_copy(deep=True)
+    other.inference.streams = 3
+    claim(outputs, identity(other, "a", "late"))  # changes no mask
     other.memory.gap = 5
     with pytest.raises(UserError, match=r"memory\.gap=9999, not 5"):
-        claim(outputs, identity(other, "a"))
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign/file").write_text("x")
-    with pytest.raises(UserError, match=r"no run of infer\.py"):
-        claim(Outputs(tmp_path / "foreign"), identity(config, "a"))
+        claim(outputs, identity(other, "a", "late"))
+    foreign = tmp_path / "foreign/file"
+    foreign.parent.mkdir()
+    foreign.write_text("x")
+    with pytest.raises(UserError, match=r"no output of infer\.py"):
+        claim(Outputs(foreign.parent), identity(config, "a", "late"))
+    with pytest.raises(UserError, match="is a file"):
+        claim(Outputs(foreign), identity(config, "a", "late"))
+    outputs.run.write_text("[]")
+    with pytest.raises(UserError, match=r"is no record of infer\.py"):
+        claim(outputs, identity(config, "a", "late"))
 
 
 def test_videos_are_shared_out_longest_first_and_each_once():
@@ -181,7 +258,7 @@ def test_videos_are_shared_out_longest_first_and_each_once():
     for index, length in enumerate((10, 3, 7, 8, 2)):
         videos.append(Fake(range(length)))
         videos[-1].name = str(index)
-    parts = [share(videos, rank, 2) for rank in range(2)]
+    parts = [Ranks(rank, 2).share(videos) for rank in range(2)]
     assert sorted(video.name for part in parts for video in part) == list("01234")
     assert [sum(map(len, part)) for part in parts] == [15, 15]
     assert len(parts[0][0]) == 10
@@ -216,15 +293,16 @@ def test_the_writer_raises_what_failed():
         writer.put(fail)
 
 
-def test_run_json_says_what_it_cost(predictor, data, tmp_path):
-    import torch
-
-    outputs = Outputs(tmp_path / "out")
-    run_videos(predictor, sources(data), outputs)
-    runner.summarise(outputs, identity(predictor.config, "hash"), torch.device("cpu"))
-    summary = json.loads((tmp_path / "out/run.json").read_text())
-    assert summary["frames"] == 9 and summary["identity"]["weights"] == "hash"
+def test_run_json_says_what_was_run_and_what_it_cost(predictor, data, tmp_path):
+    outputs, own = Outputs(tmp_path / "out"), identity(predictor.config, "hash", "late")
+    cost = run_videos(predictor, sources(data), outputs)
+    summarise(outputs, own, predictor.config, predictor.device, [cost])
+    summary = json.loads(outputs.run.read_text())
+    assert summary["frames"] == 9 and summary["weights_sha256"] == "hash" and "pytest" in summary["command"]
+    assert summary["config"]["model"]["name"] == "aott" and summary["versions"]["torch"]
     assert summary["model_frames_per_second"] >= summary["frames_per_second"] > 0 and summary["peak_bytes"] > 2**26
     assert [video["video"] for video in summary["videos"]] == ["late", "short"]
-    assert summary["videos"][0]["memory_bytes"] > 0
-    shutil.rmtree(tmp_path / "out")
+    late = summary["videos"][0]
+    assert (late["frames"], late["height"], late["width"], late["objects"]) == (6, *SIZE, 2)
+    assert late["memory_bytes"] > 0 and late["seconds"] >= late["model_seconds"] > 0
+    claim(outputs, own)  # still continues
