@@ -48,10 +48,11 @@ class CutOutStock:
         return cut(model, radius), f"object {model.label} of {model.source.name}"
 
     def twin(self, rng: np.random.Generator, model: CutOut, radius: float) -> Drawable:
-        """The object mirrored, in other colours."""
+        """The object mirrored, in clearly other colours."""
         look = cut(model, radius)
         gain = rng.permutation((0.55, 1.0, 1.3)).astype(np.float32)
-        return CutOutLook([picture[:, ::-1] * gain for picture in look.pictures],
+        paint = 60 * (gain == gain.max())  # dark objects stay dark under any gain
+        return CutOutLook([np.clip(picture[:, ::-1] * gain + paint, 0, 255) for picture in look.pictures],
                           [np.ascontiguousarray(cover[:, ::-1]) for cover in look.covers], look.extent)
 
     def stranger(self, rng: np.random.Generator, models: list[CutOut], radius: float, unseen: bool) -> Drawable | None:
@@ -73,8 +74,8 @@ class CutOutStock:
         return pan(rng, canvas.astype(np.float32), size, frames)
 
 
-def cutout_stocks(sources: Sequence[Source], chosen: Options) -> list[CutOutStock | None]:
-    """A stock for each split, with sources of its own; None for a split without videos.
+def cutout_stocks(sources: Sequence[Source], chosen: Options) -> list[CutOutStock]:
+    """A stock for each split, with sources of its own; an empty one for a split without videos.
 
     UserError where a split gets fewer than four objects to cut out, or two sources.
     """
@@ -87,13 +88,13 @@ def cutout_stocks(sources: Sequence[Source], chosen: Options) -> list[CutOutStoc
         ends = np.round(np.cumsum(wanted) / sum(wanted) * len(same)).astype(int)
         for group, start, end in zip(groups, [0, *ends[:-1]], ends, strict=True):
             group += same[start:end]
-    stocks: list[CutOutStock | None] = []
+    stocks: list[CutOutStock] = []
     for split, group, count in zip(SPLITS, groups, chosen.videos, strict=True):
         cutouts = find_cutouts(group) if count else []
         if count and (len({model.source.name for model in cutouts}) < 4 or len(group) < 2):
             raise UserError(f"--cutouts: split {split} would have {len(cutouts)} objects fit to be cut out of "
                             f"{len(group)} sources; name more folders (the option may be repeated)")
-        stocks.append(CutOutStock(cutouts, group) if count else None)
+        stocks.append(CutOutStock(cutouts, group))
     return stocks
 
 

@@ -29,8 +29,12 @@ class Drawing(Protocol):
     """What a video needs to be written; a Scene is one."""
 
     size: tuple[int, int]
-    frames: int
     attributes: list[str]
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        ...
 
     @property
     def captions(self) -> dict[int, str]:
