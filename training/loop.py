@@ -24,6 +24,7 @@ from training.clip_model import ClipModel
 from training.optimiser import Average, build_optimiser, set_learning_rate
 from training.ranks import Ranks
 from training.run_folder import Journal, save_batch
+from training.validation import validate
 
 AMP = {"none": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 MEASURED = ("loss", "gradient", "seconds", "data_seconds")  # of each step; their means are written
@@ -38,8 +39,8 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
         stopped: asked after every step; True: write a checkpoint and raise Terminated.
         say: gets lines for people.
     Returns:
-        the last validation's scores, None if there was none. RUN/weights.safetensors holds the averaged weights
-        once all steps are done.
+        the last validation's scores on the first rank, None if there was none. Once all steps are done
+        RUN/weights.safetensors holds the averaged weights.
     Raises:
         TrainingDiverged: the loss is not finite; the batch lies in RUN. UserError: data or settings are wrong.
     """
@@ -53,7 +54,7 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
 
     network = build_network(config)
     if settings.weights is not None:
-        load_state(network, load_weights(settings.weights, overrides=[])[1], settings.weights)
+        load_state(network, load_weights(settings.weights)[1], settings.weights)
     if network.notice:
         say(network.notice)
     network.to(device).train()
@@ -132,6 +133,12 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
                 save()
             if stop:
                 raise Terminated
+            if step == settings.steps or (settings.validate_every and step % settings.validate_every == 0):
+                found = validate(config, averaged(network, average, settings.ema), run / "val" / f"{step:07d}", ranks)
+                if journal and found:
+                    journal.write(step, {"validation": found})
+                    say(f"step {step}: validation {found}")
+                scores = found or scores
             if progress:
                 progress.advance(note=f"loss {loss:.3f}")
 

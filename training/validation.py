@@ -1,0 +1,71 @@
+"""Validation during training: the averaged weights segment a split as ``infer.py`` would, and are scored."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from configs import Config
+from datasets.records import list_splits, open_videos
+from inference.predictor import Predictor
+from inference.ranks import Ranks as Sharers
+from inference.results import Outputs
+from inference.runner import run_videos
+from inference.sources import DatasetSource
+from models import build_network, load_state
+from training.ranks import Ranks
+
+
+def validation_root(config: Config) -> Path | None:
+    """The data root to validate on: ``train.validate_root``, else ``data.root`` where it has the split; or None."""
+    train, root = config.train, config.data.root
+    if train.validate_root is not None:
+        return Path(train.validate_root)
+    names = {"val", "valid", "validation"} if train.validate_split == "val" else {train.validate_split}
+    has_it = root is not None and names & {name.lower() for name in list_splits(root)}
+    return Path(root) if has_it else None
+
+
+def validate(config: Config, weights: dict[str, Tensor], folder: Path, ranks: Ranks) -> dict[str, float] | None:
+    """Segment the validation split, each rank a share of its videos, and score it.
+
+    Args:
+        weights: a complete state dict; folder: gets masks and scores (an earlier validation there is replaced).
+    Returns:
+        percentages: ``J&F`` (of the protocol; LVOS: the mean of seen and unseen objects, where both occur),
+        ``J``, ``F`` (means over objects), on the first rank; None on the others, and where there is no split.
+    """
+    root = validation_root(config)
+    if root is None:
+        return None
+    if ranks.first and folder.exists():
+        shutil.rmtree(folder)
+    ranks.wait()
+    train = config.train
+    own = config.model_copy(deep=True)
+    own.model.encoder_weights = None  # all weights are given
+    network = build_network(own)
+    load_state(network, {name: value.detach() for name, value in weights.items()}, folder)
+    found = open_videos(root, train.validate_split, objects=config.data.objects)
+    sources = Sharers(ranks.rank, ranks.count).share([DatasetSource(video, found.objects) for video in found.videos])
+    run_videos(Predictor.from_config(own, network, ranks.device), sources, Outputs(folder))
+    ranks.wait()
+    return _scores(root, folder, train.validate_split, train.validate_protocol) if ranks.first else None
+
+
+def _scores(root: Path, folder: Path, split: str, protocol: str) -> dict[str, float]:
+    from evaluation.evaluator import evaluate
+    from evaluation.outputs import write
+
+    unseen = root / "unseen_videos.txt"  # a data set's own list (generated sets have one)
+    evaluation = evaluate(root, folder, split, protocol=protocol,
+                          unseen=unseen if protocol != "davis2017" and unseen.is_file() else None)
+    write(evaluation, folder / "scores")
+    objects: list[dict[str, Any]] = evaluation.scores["objects"]
+    means = {name: sum(one[f"{name}-Mean"] for one in objects) / max(len(objects), 1) for name in ("J", "F")}
+    balanced = (means["J"] + means["F"]) / 2 if math.isnan(evaluation.jf) else evaluation.jf
+    return {name: round(100 * value, 2) for name, value in {"J&F": balanced, **means}.items()}
