@@ -1,0 +1,196 @@
+"""Runs: exact resumption, stops, micro-batches, divergence, damaged checkpoints, and what a run writes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from common.command import Terminated
+from common.errors import TrainingDiverged, UserError
+from configs import load_config
+from models import build_network, load_state, load_weights
+from tests.conftest import REPOSITORY
+from tests.training_helper import SETTINGS, lines, quick_run, small_data, tiny
+from training.checkpoints import checkpoints, load_newest, save_checkpoint
+from training.clip_model import ClipModel
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return small_data(tmp_path_factory.mktemp("data") / "set")
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run of four steps in one go."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    quick_run(run, tiny(data))
+    return run
+
+
+def weights(run):
+    return load_weights(run / "weights.safetensors")[1]
+
+
+def newest(run):
+    return load_newest(run / "checkpoints")[0]
+
+
+def same(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
+    return one == other
+
+
+def test_a_run_writes_what_the_design_names(whole):
+    config, tensors = load_weights(whole / "weights.safetensors")
+    load_state(build_network(config), tensors, "weights")
+    assert load_config(whole / "config.yaml") == config
+    assert [step for step, _ in lines(whole, "loss")] == [1, 2, 3, 4]
+    assert "J&F" in lines(whole, "validation")[-1][1]
+    assert list((whole / "tensorboard").iterdir()) and (whole / "val" / "0000004" / "scores" / "scores.json").is_file()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(whole, data, tmp_path, workers):
+    run = tmp_path / "run"
+    quick_run(run, tiny(data, "train.stop_at=3", "train.checkpoint_every=2", f"data.workers={workers}"))
+    newer = checkpoints(run / "checkpoints")[-1]
+    assert newer.name == "step_0000003.pt" and not (run / "weights.safetensors").exists()
+    quick_run(run, resume=True)
+    assert same(weights(run), weights(whole))
+    assert lines(run, "loss", "gradient", "lr") == lines(whole, "loss", "gradient", "lr")
+    for part in ("model", "ema", "optimiser", "scaler"):
+        assert same(newest(run)[part], newest(whole)[part]), part
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_lines_after_the_older_one_are_taken_back(whole, data, tmp_path):
+    run, said = tmp_path / "run", []
+    quick_run(run, tiny(data, "train.stop_at=3", "train.checkpoint_every=1"))
+    newer = checkpoints(run / "checkpoints")[-1]
+    content = bytearray(newer.read_bytes())
+    content[len(content) // 2] ^= 1
+    newer.write_bytes(content)
+    quick_run(run, resume=True, say=said.append)
+    assert str(newer) in said[0] and "damaged" in said[0] and "step 2" in said[1]
+    assert same(weights(run), weights(whole)) and lines(run, "loss") == lines(whole, "loss")
+
+
+def test_micro_batches_equal_the_larger_batch(data):
+    torch.manual_seed(0)
+    config = tiny(data, "train.batch=4", "model.drop_path=0.3")
+    network = build_network(config).double()
+    from datasets.mixture import Mixture, batches
+    from models.noise import SampleNoise
+
+    gradients = []
+    for accumulate in (1, 2):
+        config.train.accumulate = accumulate
+        network.zero_grad()
+        for batch in batches(Mixture(config), 1, 2):
+            with SampleNoise(batch.seeds):
+                frames = batch.frames.double() / 255
+                loss = ClipModel(network.train(), config)(frames, batch.masks, batch.objects, 1, batch.slots)["loss"]
+            (loss / accumulate).backward()
+        gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-10)
+
+
+def test_an_infinite_loss_stops_and_keeps_the_batch(data, tmp_path):
+    config = tiny(data, "train.lr=1e30", "train.warmup=0", "train.weight_decay=0")
+    with pytest.raises(TrainingDiverged, match="its batch is kept"):
+        quick_run(tmp_path / "run", config)
+    kept = torch.load(next((tmp_path / "run").glob("diverged_step_*")), weights_only=True)
+    assert kept["frames"].shape[:2] == (3, 2) and kept["objects"]
+
+
+def test_a_stop_request_writes_a_checkpoint(data, tmp_path):
+    asked = iter([False, True])
+    with pytest.raises(Terminated):
+        quick_run(tmp_path / "run", tiny(data), stopped=lambda: next(asked))
+    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step_0000002.pt"
+
+
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_command_goes_on_to_the_same_weights(whole, data, tmp_path, kill):
+    run = tmp_path / "run"
+    command = [sys.executable, "train.py", "--output", str(run), "--device", "cpu"]
+    file = tmp_path / "tiny.yaml"
+    file.write_text("{}\n")
+    settings = [*SETTINGS, f"data.root={data}", "train.checkpoint_every=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([*command, "--config", str(file), *settings], cwd=REPOSITORY, env=environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not checkpoints(run / "checkpoints") and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(kill)
+    status = process.wait(60)
+    assert status in (0, 143 if kill == signal.SIGTERM else -signal.SIGKILL)  # 0: it was faster
+    done = subprocess.run([*command, "--config", str(file), "--resume"], cwd=REPOSITORY, env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert same(weights(run), weights(whole))
+
+
+def test_a_run_is_neither_overwritten_nor_changed(whole, data):
+    with pytest.raises(UserError, match="holds a run already"):
+        quick_run(whole, tiny(data))
+    with pytest.raises(UserError, match=r"train\.lr: cannot change"):
+        quick_run(whole, resume=True, settings=["train.lr=1"])
+    with pytest.raises(UserError, match="nothing to resume"):
+        quick_run(whole / "elsewhere", resume=True)
+
+
+@pytest.mark.parametrize(("setting", "message"), [
+    ("train.crop=64", "train.crop: 64 is not 16 k"),
+    ("train.accumulate=3", "do not divide"),
+    ("data.root=null", "data.root: not set"),
+])
+def test_settings_that_cannot_work_are_named(data, tmp_path, setting, message):
+    with pytest.raises(UserError, match=message):
+        quick_run(tmp_path / "run", tiny(data, setting))
+
+
+def test_checkpoints_are_pruned_and_run_no_code(tmp_path):
+    for step in range(1, 6):
+        save_checkpoint(tmp_path, step, {"value": torch.tensor(step)}, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_0000004.pt", "step_0000005.pt"]
+    assert len(list(tmp_path.iterdir())) == 4
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "code_was_run"),)
+
+    torch.save(Evil(), tmp_path / "step_0000006.pt")
+    content, problems = load_newest(tmp_path)
+    assert content["step"] == 5 and "step_0000006.pt" in problems[0]
+    assert not (tmp_path / "code_was_run").exists()
+    for path in checkpoints(tmp_path):
+        path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        load_newest(tmp_path)
+
+
+def test_a_chain_starts_each_stage_from_the_one_before(data, tmp_path):
+    (tmp_path / "first.yaml").write_text("name: first\n")
+    (tmp_path / "second.yaml").write_text("name: second\ntrain: {after: first.yaml}\n")
+    settings = [text for text in SETTINGS if not text.startswith("name=")]
+    settings += [f"data.root={data}", "train.steps=1"]
+    command = [sys.executable, "train.py", "--config", str(tmp_path / "second.yaml"), "--output", str(tmp_path / "run"),
+               "--device", "cpu", *settings]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first = tmp_path / "run" / "stages" / "1_first" / "weights.safetensors"
+    assert first.is_file() and (tmp_path / "run" / "weights.safetensors").is_file()
+    assert load_config(tmp_path / "run" / "config.yaml").train.weights == str(first)
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
