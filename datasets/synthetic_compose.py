@@ -78,6 +78,7 @@ def compose(
     models = stock.models(rng, int(rng.integers(1, 3)) if long else 1 + index % 3, unseen)
     actors: list[Actor] = []
     attributes = {"SV", "DEF"} if level.change >= 1 else set()
+    twins = 0
 
     def add(look: Drawable, radius: float, absences: list[tuple[int, int]], drift: bool, label: int, caption: str = ""):
         track = _track(rng, chosen, frames, radius, level.speed * unit, absences, level.change, drift)
@@ -90,8 +91,10 @@ def compose(
         look, caption = stock.look(rng, model, radius)
         add(look, radius, absences, long, label, caption)
         attributes |= {name for name, there in (("LR", small), ("OV", bool(absences)), ("LRA", long)) if there}
-        # Look-alikes: of long videos' targets always, and they stay while the target is away.
-        if long or rng.uniform() < 0.4:
+        # Look-alikes: of every target of a long video, and they stay while it is away. In a short one at most one, and
+        # none where three targets share the colours already: more cannot be told apart from one first mask.
+        if long or (len(models) < 3 and not twins and rng.uniform() < 0.6):
+            twins += 1
             radius *= rng.uniform(0.8, 1.2)
             away = [] if long else _absences(rng, frames, long, split, index, label + 1)
             add(stock.twin(rng, model, radius), radius, away, False, 0)
