@@ -8,9 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, UserErrors
 from configs.schema import SourceConfig, TrainConfig
 from datasets.augment import Clip, choose_window, mirrored, numbered, recoloured, warped
+from datasets.check import check_videos
 from datasets.readers import read_image, read_labels
 from datasets.records import Video, open_videos
 
@@ -23,8 +24,12 @@ class VideoClips:
 
     def __init__(self, source: SourceConfig, train: TrainConfig):
         self.source, self.train = source, train
-        videos = open_videos(source.root, source.split, format=source.format).videos
-        self.videos = [(video, stems) for video in videos if len(stems := _labelled(video)) >= 2]
+        found = open_videos(source.root, source.split, format=source.format)
+        problems = check_videos(found)
+        if problems:
+            raise UserErrors(problems)
+        self.notes = [*problems.notes, *problems.warnings]  # for people
+        self.videos = [(video, stems) for video in found.videos if len(stems := _labelled(video)) >= 2]
         if not self.videos:
             raise UserError(f"{source.root}: no video of split '{source.split}' has two frames with masks; "
                             "training needs masks on many frames")

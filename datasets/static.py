@@ -24,6 +24,7 @@ class StaticClips:
 
     def __init__(self, source: SourceConfig, train: TrainConfig):
         self.train = train
+        self.notes: list[str] = []
         self.pictures = find_pictures(Path(source.root), source.format)
 
     def __len__(self) -> int:

@@ -51,6 +51,8 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
         torch.use_deterministic_algorithms(True)
     torch.manual_seed(config.seed)
     mixture = Mixture(config)
+    for note in (note for source in mixture.sources for note in source.notes):
+        say(f"note: {note}")
 
     network = build_network(config)
     if settings.weights is not None:
