@@ -1,0 +1,127 @@
+"""Changes of clips: images and masks stay together, numbers stay in range, objects are kept and numbered by rule."""
+
+import numpy as np
+import pytest
+
+from datasets.augment import (
+    FILL,
+    Clip,
+    choose_window,
+    jittered,
+    merged,
+    mirrored,
+    moved_image,
+    numbered,
+    recoloured,
+    warped,
+)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def painted(height: int = 120, width: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """A frame whose red channel says where the object is."""
+    labels = np.zeros((height, width), np.uint8)
+    labels[30:80, 60:120] = 1
+    frame = np.full((height, width, 3), 20, np.uint8)
+    frame[labels == 1, 0] = 220
+    return frame, labels
+
+
+def agreement(frame: np.ndarray, labels: np.ndarray) -> float:
+    return float(((frame[..., 0] > 150) == (labels == 1)).mean())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_window_moves_frames_and_masks_alike(seed):
+    frame, labels = painted()
+    matrix = choose_window(labels, 97, rng(seed), (0.7, 1.3), 120)
+    small, small_labels = warped(frame, matrix, 97), warped(labels, matrix, 97)
+    assert small.shape == (97, 97, 3) and (small_labels == 1).sum() > 100
+    assert agreement(small, small_labels) > 0.98
+
+
+def test_a_reduced_frame_gives_the_same_window():
+    # What a JPEG decoder gives at half size: the mean of 2 x 2 pixels.
+    frame = np.kron(rng().integers(0, 255, (15, 25, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    half = frame.reshape(60, 2, 100, 2, 3).mean((1, 3)).astype(np.uint8)
+    matrix = np.array([[0.4, 0, -3.3], [0, 0.4, 1.7]])
+    whole, reduced = warped(frame, matrix, 33), warped(half, matrix, 33, reduced=2)
+    assert np.abs(whole.astype(int) - reduced).mean() < 8
+    shifted = warped(half, matrix + np.array([[0, 0, 0.5], [0, 0, 0]]), 33, reduced=2)
+    assert np.abs(whole.astype(int) - shifted).mean() > np.abs(whole.astype(int) - reduced).mean() * 1.5
+
+
+def test_a_video_smaller_than_the_window_lies_on_the_mean_colour():
+    frame, labels = painted(40, 40)
+    labels[5:30, 5:30] = 1
+    matrix = choose_window(labels, 97, rng(), (1.0, 1.0), 40)
+    out = warped(frame, matrix, 97)
+    assert (out == np.array(FILL, np.uint8)).all(-1).mean() > 0.5 and (warped(labels, matrix, 97) == 1).sum() > 100
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_static_motion_moves_picture_and_mask_alike(seed):
+    frame, labels = painted()
+    moved, moved_labels = moved_image(frame, labels, 97, rng(seed), moves=True)
+    assert moved.shape == (97, 97, 3) and agreement(moved, moved_labels) > 0.97
+    still, _ = moved_image(frame, labels, 97, rng(seed), moves=False)
+    assert not np.array_equal(moved, still)
+
+
+def test_no_jitter_changes_nothing_and_some_does():
+    frame = rng().integers(0, 255, (30, 40, 3)).astype(np.uint8)
+    assert np.abs(jittered(frame, rng(), (0, 0, 0, 0)).astype(int) - frame).max() <= 1
+    assert np.abs(jittered(frame, rng(), (0.4, 0.4, 0.2, 0.1)).astype(int) - frame).mean() > 2
+
+
+def test_a_turn_of_hue_keeps_the_brightness():
+    frame = np.full((8, 8, 3), (120, 90, 60), np.uint8)
+    turned = jittered(frame, rng(3), (0, 0, 0, 0.1))
+    weights = np.array([0.299, 0.587, 0.114])
+    assert abs(turned[0, 0] @ weights - frame[0, 0] @ weights) < 2 and not np.array_equal(turned, frame)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_colour_changes_keep_shape_and_type(version):
+    frame = rng().integers(0, 255, (30, 40, 3)).astype(np.uint8)
+    for seed in range(10):
+        out = recoloured(frame, rng(seed), version)
+        assert out.shape == frame.shape and out.dtype == np.uint8
+
+
+def test_objects_are_numbered_in_order_small_and_later_ones_dropped_and_255_kept():
+    first = np.zeros((40, 40), np.uint8)
+    first[:15, :15], first[20:35, :15], first[0, 39], first[39] = 7, 3, 9, 255
+    later = np.full((40, 40), 5, np.uint8)
+    later[0, :3] = 7
+    clip, count = numbered(Clip([], [first, later]), rng())
+    assert count == 2
+    assert set(np.unique(clip.labels[0])) == {0, 1, 2, 255} and clip.labels[0][25, 0] == 1 and clip.labels[0][0, 0] == 2
+    assert set(np.unique(clip.labels[1])) == {0, 2}
+
+
+def test_at_most_ten_objects_stay():
+    labels = np.kron(np.arange(16).reshape(4, 4), np.ones((12, 12))).astype(np.uint8)
+    clip, count = numbered(Clip([], [labels]), rng())
+    assert count == 10 and clip.labels[0].max() == 10
+
+
+def test_merging_pastes_the_objects_alone():
+    frame, labels = painted()
+    other, blank = np.full_like(frame, 200), np.zeros_like(labels)
+    blank[60:100, 100:150] = 2
+    blank[:5] = 255
+    result = merged(Clip([frame], [labels]), Clip([other], [blank]))
+    assert (result.frames[0][60:100, 100:150] == 200).all() and (result.frames[0][:5] == frame[:5]).all()
+    assert result.labels[0][70, 110] == 12 and result.labels[0][40, 70] == 1 and result.labels[0][0, 0] == 0
+
+
+def test_mirror_twice_is_nothing():
+    frame, labels = painted()
+    clip = Clip([frame], [labels])
+    twice = mirrored(mirrored(clip))
+    assert np.array_equal(twice.frames[0], frame) and np.array_equal(twice.labels[0], labels)
+    assert not np.array_equal(mirrored(clip).labels[0], labels)

@@ -1,0 +1,154 @@
+"""Clips: samples depend on (seed, step, sample) alone; videos, photographs in three layouts, mixtures, mistakes."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from configs.schema import SourceConfig
+from datasets.clips import VideoClips, _absences, _reflected
+from datasets.mixture import Mixture, batches
+from datasets.readers import write_labels
+from datasets.static import StaticClips, _decompressed, _run_lengths, find_pictures
+from tests.training_helper import small_data, tiny
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return small_data(tmp_path_factory.mktemp("data") / "set")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    (root / "JPEGImages").mkdir()
+    for index in range(3):
+        cv2.imwrite(str(root / "JPEGImages" / f"{index}.jpg"), rng.integers(0, 255, (80, 100, 3)).astype(np.uint8))
+        labels = np.zeros((80, 100), np.uint8)
+        labels[10:40, 10:50], labels[45:75, 40:90] = 1, 2
+        write_labels(root / "Annotations" / f"{index}.png", labels)
+    return root
+
+
+def equal(one, other) -> bool:
+    return np.array_equal(one.frames, other.frames) and np.array_equal(one.masks, other.masks) \
+        and (one.objects, one.seed) == (other.objects, other.seed) and np.array_equal(one.slots, other.slots)
+
+
+def test_a_sample_depends_on_seed_and_number_alone(data):
+    config = tiny(data)
+    forwards = [Mixture(config)[number] for number in range(6)]
+    mixture = Mixture(config)
+    for number in reversed(range(6)):
+        assert equal(mixture[number], forwards[number])
+    config.seed = 1
+    assert not any(equal(Mixture(config)[number], forwards[number]) for number in range(6))
+
+
+def test_ranks_and_micro_batches_cut_the_same_batch(data):
+    config = tiny(data, "train.batch=4")
+    whole = next(batches(Mixture(config), 2, 3))
+    assert whole.frames.shape == (3, 4, 3, 65, 65) and whole.masks.shape == (3, 4, 65, 65)
+    config.train.accumulate = 2
+    parts = [part for rank in (0, 1) for part in batches(Mixture(config), 2, 3, rank, 2)]
+    assert [seed for part in parts for seed in part.seeds] == whole.seeds
+    for index, part in enumerate(parts):
+        assert (part.frames[:, 0] == whole.frames[:, index]).all()
+
+
+def test_an_epoch_shows_every_video_as_often_as_its_weight(data, photos):
+    config = tiny(data, f"data.sources=[{{root: '', repeat: 2}}, {{root: {photos}, kind: static}}]")
+    mixture = Mixture(config)
+    shown = [tuple(mixture._entry(number)) for number in range(len(mixture.entries))]
+    assert sorted(shown) == sorted([(0, place) for place in range(3)] * 2 + [(1, place) for place in range(3)])
+    assert shown != [tuple(entry) for entry in mixture.entries]
+
+
+def test_every_object_of_a_clip_is_in_its_first_frame(data):
+    mixture = Mixture(tiny(data, "train.merge=1", "train.merge_more=0.8"))
+    for number in range(12):
+        sample = mixture[number]
+        ids = set(np.unique(sample.masks)) - {0, 255}
+        first = set(np.unique(sample.masks[0])) - {0, 255}
+        assert ids <= first == set(range(1, sample.objects + 1)) and 1 <= sample.objects <= 10
+
+
+def test_reflection_and_absences():
+    assert [_reflected(place, 4) for place in range(9)] == [0, 1, 2, 3, 2, 1, 0, 1, 2]
+    assert _absences(np.array([0, 1, 0, 0, 1, 1, 0, 1, 0], bool)) == [(2, 4), (6, 7)]
+
+
+def test_returns_gives_clips_in_which_an_object_leaves_and_comes_back(tmp_path):
+    video = "wanderer"
+    for index in range(12):
+        labels = np.zeros((64, 96), np.uint8)
+        if not 4 <= index < 9:
+            labels[10:50, 20:70] = 1
+        labels[55:60, 80:90] = 2  # small, always there
+        write_labels(tmp_path / "train" / "Annotations" / video / f"{index:05d}.png", labels)
+        path = tmp_path / "train" / "JPEGImages" / video / f"{index:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((64, 96, 3), 90, np.uint8))
+    config = tiny(tmp_path, "train.returns=1", "train.frames=4", "train.merge=0", "train.scales=[1, 1]")
+    clips = VideoClips(SourceConfig(root=str(tmp_path)), config.train)
+    for seed in range(8):
+        chosen, labels = clips._with_return(0, np.random.default_rng(seed))
+        present = [(frame == 1).any() for frame in labels]
+        assert present[0] and present[-1] and not all(present) and chosen == sorted(chosen)
+
+
+def test_photographs_move_and_their_objects_are_numbered(photos):
+    config = tiny(photos)
+    clip, objects = StaticClips(SourceConfig(root=str(photos), kind="static"), config.train).clip(
+        0, np.random.default_rng(0))
+    assert len(clip.frames) == 3 and clip.frames[0].shape == (65, 65, 3) and objects == 2
+    assert not np.array_equal(clip.labels[0], clip.labels[1])
+
+
+def test_coco_polygons_and_run_lengths(photos, tmp_path):
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.jpg"), np.zeros((20, 30, 3), np.uint8))
+    mask = np.zeros((20, 30), bool)
+    mask[2:8, 15:25] = True
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], mask.T.ravel(), [False]]).astype(int)))
+    counts = np.diff(np.concatenate([[0], changes, [600]])).tolist()
+    annotations = [{"image_id": 5, "area": 60, "segmentation": {"size": [20, 30], "counts": counts}},
+                   {"image_id": 5, "area": 100, "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]]}]
+    (tmp_path / "instances.json").write_text(json.dumps(
+        {"images": [{"id": 5, "file_name": "a.jpg"}], "annotations": annotations}))
+    (path, labels_of), = find_pictures(tmp_path)
+    labels = labels_of((20, 30))
+    assert path.name == "a.jpg" and (labels[mask] == 2).all() and labels[5, 5] == 1 and labels[15, 15] == 0
+
+
+def test_compressed_run_lengths():
+    # One character a number below 16: its code less 48. A larger or negative one takes more groups of five bits.
+    assert _decompressed("34") == [3, 4]
+    assert _decompressed("P1") == [32]  # 0 + 1 * 32, the first with the bit that says more (32 + 0 + 48)
+    assert _decompressed("345O") == [3, 4, 5, 3]  # the fourth is -1 beside the second
+    assert _run_lengths({"size": [2, 4], "counts": [3, 4, 1]}).astype(int).tolist() == [[0, 0, 1, 1], [0, 1, 1, 0]]
+
+
+@pytest.mark.parametrize(("break_it", "message"), [
+    (lambda root: (root / "JPEGImages" / "1.jpg").write_bytes(b"no"), "1.jpg"),
+    (lambda root: write_labels(root / "Annotations" / "1.png", np.ones((5, 5), np.uint8)), "make them equal"),
+])
+def test_a_broken_file_is_named_even_by_a_worker(photos, tmp_path, break_it, message):
+    import shutil
+
+    root = tmp_path / "broken"
+    shutil.copytree(photos, root)
+    break_it(root)
+    config = tiny(root, f"data.sources=[{{root: {root}, kind: static}}]", "data.workers=1", "train.batch=4")
+    with pytest.raises(UserError, match=message):
+        list(batches(Mixture(config), 0, 4))
+
+
+def test_folders_without_pictures_are_named(tmp_path):
+    with pytest.raises(UserError, match="no pictures with masks"):
+        find_pictures(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        find_pictures(tmp_path / "nowhere")

@@ -1,0 +1,75 @@
+"""Every recipe loads, its chain holds together, and one training step of every model runs with all tensors on cuda."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from configs import load_config, model_config_path, model_names
+from models import build_network
+from models.noise import SampleNoise
+from tests.conftest import REPOSITORY
+from tests.test_networks import on_fake_cuda
+from train import chain
+from training.clip_model import ClipModel
+from training.loop import check
+from training.optimiser import build_optimiser, learning_rate
+
+RECIPES = sorted(path.stem for path in (REPOSITORY / "configs" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_and_its_stages_load(name):
+    configs = chain(Path("configs/recipes") / f"{name}.yaml", ["train.batch=4"])
+    assert configs[-1].name == name
+    assert len({config.model.name for config in configs}) == 1
+    for config in configs:
+        check(config)
+        assert config.train.batch == 4
+
+
+def test_the_official_stages_have_the_official_numbers():
+    pre, main = chain(REPOSITORY / "configs" / "recipes" / "pre_ytb_dav.yaml", [])
+    assert (pre.train.lr, pre.train.weight_decay, pre.train.aux_ratio, pre.train.merge) == (4e-4, 0.03, 0.1, 1.0)
+    assert (main.train.lr, main.train.weight_decay, main.train.aux_ratio, main.train.merge) == (2e-4, 0.07, 1.0, 0.3)
+    assert [(source.repeat, source.max_gap) for source in main.data.sources] == [(1, 3), (5, 12)]
+    # Measured on the official code (facts, section 8.4): step, others, encoder.
+    for train, rows in ((main.train, [(0, 2e-5, 2e-5), (1000, 5.6e-5, 2.36e-5), (5000, 2e-4, 3.8e-5),
+                                      (20000, 1.7420662e-4, 3.5420662e-5), (50000, 1.2101781e-4, 3.0101781e-5),
+                                      (99999, 2.00111236e-5, 2.00011124e-5)]),
+                        (pre.train, [(1000, 9.6e-5, 2.76e-5), (20000, 3.45547310e-4, 5.25547310e-5),
+                                     (50000, 2.33259830e-4, 4.13259830e-5)])):
+        for step, others, encoder in rows:
+            assert learning_rate(step, train) == pytest.approx(others, rel=1e-7)
+            assert learning_rate(step, train, encoder=True) == pytest.approx(encoder, rel=1e-7)
+
+
+def test_weight_decay_spares_vectors_and_the_official_exceptions():
+    network = build_network(load_config(model_config_path("aott")))
+    groups = build_optimiser(network, load_config().train).param_groups
+    free = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    decayed = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            spared = parameter.dim() == 1 or "conv_out" in name or "relative_value" in name
+            assert id(parameter) in (free if spared else decayed), name
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_the_clip_step_runs_with_all_tensors_on_cuda(name):
+    config = load_config(model_config_path(name), ["train.frames=3", "train.detach_every=1",
+                                                   "train.previous_frame_reference=false"])
+    network = build_network(config).train()
+    side = 65 if config.model.align_corners else 64
+    with FakeTensorMode() as mode:
+        model = ClipModel(on_fake_cuda(network, mode), config)
+        with torch.device("cuda"):
+            frames = torch.zeros(3, 2, 3, side, side, dtype=torch.uint8)
+            masks = torch.zeros(3, 2, side, side, dtype=torch.uint8)
+            slots = torch.stack([torch.arange(10), torch.arange(10).flip(0)])
+            for step in (0, config.train.steps - 1):  # true masks first, own ones last
+                with SampleNoise([1, 2]):
+                    result = model(frames, masks, [1, 2], step, slots)
+                assert all(value.device.type == "cuda" for value in result.values())
+                assert result["loss"].requires_grad and result["predictions"].shape == (2, 2, side, side)
