@@ -13,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
+from common.allocator import keep_large_blocks
 from common.command import run
 from configs import Config, load_config
 from training.loop import train
@@ -22,6 +23,7 @@ from training.run_folder import parts, reopened, settle
 
 def main() -> None:
     arguments = parse()
+    keep_large_blocks()
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))  # the loop ends its step first
     with joined_ranks(arguments.device) as ranks:
