@@ -44,6 +44,7 @@ def test_a_sample_depends_on_seed_and_number_alone(data):
     mixture = Mixture(config)
     for number in reversed(range(6)):
         assert equal(mixture[number], forwards[number])
+    assert len({sample.seed for sample in forwards}) == 6, "steps repeat each other's numbers"
     config.seed = 1
     assert not any(equal(Mixture(config)[number], forwards[number]) for number in range(6))
 

@@ -18,6 +18,7 @@ from tests.conftest import REPOSITORY
 from tests.training_helper import SETTINGS, lines, quick_run, small_data, tiny
 from training.checkpoints import checkpoints, load_newest, save_checkpoint
 from training.clip_model import ClipModel
+from training.optimiser import Average
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,7 @@ def test_a_run_writes_what_the_design_names(whole):
     load_state(build_network(config), tensors, "weights")
     assert load_config(whole / "config.yaml") == config
     assert [step for step, _ in lines(whole, "loss")] == [1, 2, 3, 4]
+    assert not same(tensors, newest(whole)["model"]), "the average is handed on, not the last weights"
     assert "J&F" in lines(whole, "validation")[-1][1]
     assert list((whole / "tensorboard").iterdir()) and (whole / "val" / "0000004" / "scores" / "scores.json").is_file()
 
@@ -71,6 +73,21 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(whole, data, tmp_path
     assert lines(run, "loss", "gradient", "lr") == lines(whole, "loss", "gradient", "lr")
     for part in ("model", "ema", "optimiser", "scaler"):
         assert same(newest(run)[part], newest(whole)[part]), part
+
+
+def test_the_weights_of_a_run_are_the_average_over_its_steps(data):
+    network = torch.nn.Linear(2, 1)
+    network.bias.requires_grad_(False)
+    settings = tiny(data, "train.steps=40", "train.ema=0.5").train
+    average, expected = Average(network, settings), network.weight.detach().clone()
+    for step in range(40):
+        with torch.no_grad():
+            network.weight += 1
+        average.update(step)
+        decay = min(1 - 1 / 20, (2 + step) / (11 + step))
+        expected = decay * expected + (1 - decay) * network.weight.detach()
+    torch.testing.assert_close(average.state()["weight"], expected)
+    assert torch.equal(average.state()["bias"], network.bias)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_lines_after_the_older_one_are_taken_back(whole, data, tmp_path):

@@ -11,7 +11,7 @@ from training.run_folder import parts, reopened, settle
 SETTINGS = [
     "name=tiny", "model.encoder=small", "model.channels=32", "model.heads=1", "model.freeze_encoder=false",
     "train.crop=65", "train.short_edge=64", "train.batch=2", "train.frames=3", "train.steps=4", "train.log_every=1",
-    "train.image_every=4", "data.workers=0", "train.merge=0.5",
+    "train.image_every=4", "data.workers=0", "train.merge=0.5", "train.ema=1",
 ]
 
 
