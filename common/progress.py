@@ -52,7 +52,7 @@ class Progress:
 
 def duration(seconds: float) -> str:
     """Format seconds as ``1h 02m``, ``3m 05s`` or ``7s``."""
-    seconds = int(round(seconds))
+    seconds = round(seconds)
     if seconds >= 3600:
         return f"{seconds // 3600}h {seconds % 3600 // 60:02d}m"
     return f"{seconds // 60}m {seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"

@@ -93,7 +93,7 @@ def test_weights_carry_their_configuration_and_refuse_another_model(tmp_path):
     with pytest.raises(UserError, match="holds weights of aott, not of deaott"):
         load_weights(tmp_path / "own.safetensors", "deaott")
     other = load_config(model_config_path("aots"))
-    with pytest.raises(UserError, match="do not fit the model: .* missing"):
+    with pytest.raises(UserError, match=r"do not fit the model: .* missing"):
         load_state(build_network(other), load_weights(tmp_path / "own.safetensors")[1], "own.safetensors")
 
 

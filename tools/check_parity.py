@@ -20,7 +20,6 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from training.parity import training_deviations
 
 from common.command import run
 from common.errors import UserError
@@ -29,6 +28,7 @@ from configs import Config, load_config, model_config_path
 from inference.predictor import Predictor, View
 from models import Network, build_network, load_state
 from models.weights import rename_official
+from training.parity import training_deviations
 
 FREE_LOGITS = FREE_PROBABILITY = 1e-6  # float64: of the logits' RMS, and absolute
 FORCED_LARGEST, FORCED_RMS = 5e-3, 6e-4  # float32, MobileNetV2: of the logits' RMS (facts, section 11)

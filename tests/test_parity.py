@@ -1,0 +1,86 @@
+"""Equal numbers with the official code: recorded outputs, and trained weights on real clips."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import load_config, model_config_path
+from datasets.readers import read_labels
+from datasets.records import open_videos
+from inference import Predictor
+from inference.results import Outputs
+from inference.runner import run_videos
+from inference.sources import DatasetSource
+from tools.check_parity import check
+
+FAST = ("aott_round_newobj", "aott_lvos_gap1", "deaott_stskip3_gap2")
+
+
+@pytest.mark.parametrize("case", FAST)
+def test_recorded_cases(case, shared):
+    rows = check(shared / "golden" / "aot", shared / "golden" / "aot", case)
+    assert len(rows) == 2 and all(row.passed for row in rows), rows
+
+
+@pytest.mark.slow
+def test_every_recorded_case_and_training_run(shared):
+    rows = check(shared / "golden" / "aot", shared / "golden" / "aot")
+    assert len(rows) == 2 * 16 + 8 and all(row.passed for row in rows), [row for row in rows if not row.passed]
+
+
+def test_a_wrong_memory_rule_is_noticed(shared, tmp_path):
+    """The check can fail: with another short-term skip the logits are far off."""
+    source = shared / "golden" / "aot" / "cases" / "aott_stskip2_gap3"
+    folder = tmp_path / "cases" / "changed"
+    folder.mkdir(parents=True)
+    case = json.loads((source / "case.json").read_text())
+    case["options"]["short_term_mem_skip"] = 1
+    (folder / "case.json").write_text(json.dumps(case))
+    for name in ("logits.npz", "masks.npz", "prob.npz"):
+        (folder / name).symlink_to(source / name)
+    rows = check(tmp_path, shared / "golden" / "aot")
+    assert not rows[0].passed and rows[0].rms > 0.01
+
+
+def agreement(shared, tmp_path, name: str, data: str, videos: list[str], frames: int | None = None) -> float:
+    """Share of pixels on which ours equal the official masks."""
+    root = shared / "golden" / "aot" / "real"
+    predictor = Predictor(root / "aott_official_names.safetensors", "aott")
+    found = open_videos(shared / "data" / data, "val", objects="first", videos=videos)
+    equal = total = 0
+    for video in found.videos:
+        source = DatasetSource(video, found.objects)
+        if frames is not None:
+            source.video = type(video)(**{**vars(video), "frames": video.frames[:frames]})
+        run_videos(predictor, [source], Outputs(tmp_path))
+        for stem in source.video.frames:
+            ours = read_labels(tmp_path / "masks" / video.name / f"{stem}.png")
+            theirs = read_labels(root / "masks" / name / video.name / f"{stem}.png")
+            equal, total = equal + int((ours == theirs).sum()), total + ours.size
+    return equal / total
+
+
+def test_trained_weights_on_the_start_of_a_real_clip(shared, tmp_path):
+    assert agreement(shared, tmp_path, "real", "real", ["horsejump-high"], 5) >= 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, data", [("davis16", "davis16"), ("real", "real")])
+def test_trained_weights_on_all_real_clips(name, data, shared, tmp_path):
+    videos = [video.name for video in open_videos(shared / "data" / data, "val").videos]
+    assert agreement(shared, tmp_path, name, data, videos) >= 0.999
+
+
+def test_more_than_ten_objects_run_in_groups(shared):
+    """44 objects of a real first mask: five groups, all ids alive, and the memory is theirs alone."""
+    found = open_videos(shared / "data" / "real", "test", videos=["1001_3iEIq5HBY1s"])
+    frames = list(zip(range(2), DatasetSource(found.videos[0], "first"), strict=False))
+    config = load_config(model_config_path("aott"), ["inference.long_edge=161"])
+    predictor = Predictor.from_config(config)
+    first = frames[0][1]
+    labels = predictor.start(first.image, first.given)
+    assert np.array_equal(labels, np.where(first.given == 255, 0, first.given)) and len(predictor.object_ids) == 44
+    assert [state.objects[0] for state in predictor._views[0].states] == [10, 10, 10, 10, 4]
+    after = predictor.step(frames[1][1].image)
+    assert set(np.unique(after)) <= {0, *predictor.object_ids}
