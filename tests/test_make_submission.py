@@ -1,0 +1,90 @@
+"""Submissions: what is packed passes its own check, byte for byte the same each time, and nothing wrong gets in."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import UserError, UserErrors
+from datasets.readers import write_labels
+from datasets.records import open_videos
+from tools.make_submission import check_zip, needed, pack
+
+STEMS = [f"{number:08d}" for number in (1, 6, 11)]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A test split of two videos with images and the first masks only, and right masks for it in ``pred``."""
+    for name in ("b", "a"):
+        for stem in STEMS:
+            image = tmp_path / "root/test/JPEGImages" / name / f"{stem}.jpg"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (12, 8)).save(image)
+            write_labels(tmp_path / "pred" / name / f"{stem}.png", labels())
+        write_labels(tmp_path / "root/test/Annotations" / name / f"{STEMS[0]}.png", labels())
+    span = {"frame_range": {"start": 1, "end": 16, "frame_nums": 3}}
+    meta = {"videos": {name: {"objects": {"1": span, "2": span}} for name in ("b", "a")}}
+    (tmp_path / "root/test/test_meta.json").write_text(json.dumps(meta))
+    return tmp_path
+
+
+def labels():
+    image = np.zeros((8, 12), np.uint8)
+    image[2:4, 2:4], image[5:7, 6:9] = 1, 2
+    return image
+
+
+def wanted(data):
+    return needed(open_videos(data / "root", "test", need_images=False))
+
+
+def test_a_zip_is_right_and_the_same_each_time(data):
+    for name in ("one.zip", "two.zip"):
+        assert pack(data / "pred", data / name, wanted(data)) == []
+        assert check_zip(data / name, wanted(data)) == []
+    assert (data / "one.zip").read_bytes() == (data / "two.zip").read_bytes()
+    with zipfile.ZipFile(data / "one.zip") as archive:
+        assert archive.namelist() == [f"Annotations/{name}/{stem}.png" for name in ("a", "b") for stem in STEMS]
+
+
+def test_everything_wrong_is_listed_at_once_and_nothing_is_written(data):
+    pred = data / "pred"
+    (pred / "a" / f"{STEMS[1]}.png").unlink()
+    write_labels(pred / "a" / f"{STEMS[2]}.png", np.zeros((9, 12), np.uint8))
+    write_labels(pred / "b" / f"{STEMS[0]}.png", labels() * 100)
+    Image.fromarray(labels()).save(pred / "b" / f"{STEMS[1]}.png")
+    (pred / "b" / f"{STEMS[2]}.png").write_bytes(b"\xff\xd8 a JPEG")
+    with pytest.raises(UserErrors) as error:
+        pack(pred, data / "out.zip", wanted(data))
+    text = "\n".join(error.value.problems)
+    assert len(error.value.problems) == 5
+    for part in ("missing", "12x9 pixels, the frames are 12x8", "holds 100, 200", "no 8-bit palette", "JPEG data"):
+        assert part in text
+    assert not (data / "out.zip").exists()
+
+
+def test_the_check_refuses_strangers_and_other_folders(data):
+    pack(data / "pred", data / "out.zip", wanted(data))
+    with zipfile.ZipFile(data / "out.zip", "a") as archive:
+        archive.writestr("__MACOSX/x", b"")
+    with pytest.raises(UserErrors, match="__MACOSX/x: not part of a submission"):
+        check_zip(data / "out.zip", wanted(data))
+    with zipfile.ZipFile(data / "bare.zip", "w") as archive:
+        archive.writestr(f"a/{STEMS[0]}.png", (data / "pred/a" / f"{STEMS[0]}.png").read_bytes())
+    with pytest.raises(UserErrors, match="a: all 3 masks are missing"):
+        check_zip(data / "bare.zip", wanted(data))
+    (data / "no.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match="not a readable zip"):
+        check_zip(data / "no.zip", wanted(data))
+
+
+def test_a_missing_video_is_one_line(data):
+    for path in (data / "pred/a").iterdir():
+        path.unlink()
+    (data / "pred/a").rmdir()
+    with pytest.raises(UserErrors) as error:
+        pack(data / "pred", data / "out.zip", wanted(data))
+    assert error.value.problems == [f"{data / 'pred'}/a: all 3 masks are missing; segment this video too"]
