@@ -34,14 +34,18 @@ def main() -> None:
     chosen = arguments()
     # Imported here, so that --help and a mistyped option answer at once.
     from evaluation.evaluator import evaluate
-    from evaluation.outputs import refuse_output_in_inputs, summary, write
+    from evaluation.outputs import audit_lines, refuse_output_in_inputs, summary, write
 
     refuse_output_in_inputs(chosen.output, [chosen.data])
     evaluation = evaluate(chosen.data, chosen.pred, chosen.split, protocol=chosen.protocol, task=chosen.task,
                           unseen=chosen.unseen, workers=max(1, chosen.workers), strict=chosen.strict, progress=True)
-    for path in write(evaluation, chosen.output):
-        print(f"wrote {path}")
-    print(summary(evaluation))
+    written = write(evaluation, chosen.output)
+    if not chosen.no_report:
+        from evaluation.report import write_report
+
+        written.append(write_report(evaluation, f"{chosen.output}/report.html"))
+    print(*(f"wrote {path}" for path in written), sep="\n")
+    print(*audit_lines(evaluation), summary(evaluation), sep="\n")
 
 
 if __name__ == "__main__":

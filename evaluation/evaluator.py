@@ -14,6 +14,7 @@ from common.files import file_hash
 from common.progress import Progress
 from datasets.records import VideoSet, open_videos
 from evaluation.aggregate import Entry, entries_of, headline
+from evaluation.analyses import analyse
 from evaluation.audit import Finding, audit, strict_problems
 from evaluation.protocols import Plan, make_plan
 from evaluation.scoring import score_all
@@ -26,7 +27,8 @@ class Evaluation:
     """What ``evaluate`` found.
 
     ``scores``: the content of ``scores.json`` with NaN as float NaN; its binding keys are ``protocol``, ``task``,
-    ``global`` (name -> number in 0..1, such as ``J&F``), ``objects`` and ``videos`` (docs/evaluation.md lists all).
+    ``global`` (name -> number in 0..1, such as ``J&F``), ``objects`` and ``videos``; beside them ``clean``,
+    ``audit``, ``analyses`` and ``provenance`` (docs/evaluation.md lists all).
     ``entries``: the scores of every frame, one entry an object, in the order of ``scores["objects"]``.
     ``findings``: the audit. ``plan``: what was scored.
     """
@@ -88,6 +90,7 @@ def evaluate(
     entries = entries_of(plan, scores)
     content = headline(plan, entries)
     content["audit"] = [finding.as_json() for finding in findings]
+    content["analyses"] = analyse(plan, scores, entries, content["objects"])
     content["provenance"] = {
         "tool": f"evaluation {VERSION}", "data": str(found.root), "split": found.split, "split_found": found.split_name,
         "predictions": str(folder), "notes": list(found.notes), "part_of_videos": list(videos) if videos else None,

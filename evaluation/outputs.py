@@ -1,4 +1,4 @@
-"""The files of an evaluation: ``scores.json``, the official CSV tables byte for byte, and a table of every frame."""
+"""The files of an evaluation: ``scores.json``, the official CSV tables byte for byte, and tables of the analyses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import write_json, write_text
+from evaluation.analyses import TABLES
 from evaluation.evaluator import Evaluation
 
 LVOS_COLUMNS = ("J&F", "J-Mean", "J-seen-Mean", "J-unseen-Mean", "F-Mean", "F-seen-Mean", "F-unseen-Mean",
@@ -19,19 +20,23 @@ DAVIS_COLUMNS = ("J&F", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "
 
 
 def write(evaluation: Evaluation, folder: str | Path) -> list[Path]:
-    """Write ``scores.json``, the two official CSV tables and ``frames.csv`` into ``folder``; return their paths.
+    """Write ``scores.json``, the two official CSV tables, ``frames.csv`` and the tables of the analyses
+    (``analysis_*.csv``) into ``folder``; return their paths.
 
     Tables and a report that an earlier evaluation left there are removed: nothing stale stands beside new numbers.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ("global_results-*.csv", "per-sequence_results-*.csv", "frames.csv", "report.html", "scores.json"):
+    for pattern in ("global_results-*.csv", "per-sequence_results-*.csv", "frames.csv", "analysis_*.csv", "report.html",
+                    "scores.json"):
         for stale in folder.glob(pattern):
             stale.unlink()
     name = evaluation.plan.set_name
     texts = {f"global_results-{name}.csv": global_csv(evaluation),
              f"per-sequence_results-{name}.csv": sequence_csv(evaluation),
              "frames.csv": frames_csv(evaluation)}
+    analyses = evaluation.scores["analyses"]
+    texts |= {f"analysis_{table}.csv": table_csv(analyses[table]) for table in (*TABLES, "objects") if analyses[table]}
     for file, text in texts.items():
         write_text(folder / file, text)
     write_json(folder / "scores.json", evaluation.scores)
@@ -73,6 +78,15 @@ def frames_csv(evaluation: Evaluation) -> str:
     return _csv(rows)
 
 
+def table_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """A table of the analyses: a column a key, full precision, an empty field for what there is not."""
+    return _csv([list(rows[0]), *([None if _is_nan(value) else value for value in row.values()] for row in rows)])
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
 def summary(evaluation: Evaluation) -> str:
     """The headline as lines of text, percent with one decimal, the clean numbers beside where they differ."""
     numbers, clean = evaluation.scores["global"], evaluation.scores["clean"]
@@ -84,7 +98,16 @@ def summary(evaluation: Evaluation) -> str:
     for column in columns:
         beside = f"   clean (no padding, no NaN): {_percent(clean[column])}" if column in differs else ""
         lines.append(f"{column:<{width}}  {_percent(numbers[column]):>6}{beside}")
+    if (interval := evaluation.scores["analyses"]["confidence_95"]["J&F"]) and not _is_nan(interval["low"]):
+        lines.append(f"J&F 95 %: {_percent(interval['low'])} to {_percent(interval['high'])} (bootstrap over videos)")
     return "\n".join(lines)
+
+
+def audit_lines(evaluation: Evaluation, shown: int = 20) -> list[str]:
+    """The audit as lines of text, the first ``shown`` of them; ``scores.json`` holds all."""
+    found = evaluation.findings
+    lines = [f"{'note' if finding.is_note else 'audit'}: {finding.line()}" for finding in found[:shown]]
+    return lines + ([f"audit: and {len(found) - shown} more, all in scores.json"] if len(found) > shown else [])
 
 
 def _percent(value: float) -> str:

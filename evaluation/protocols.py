@@ -57,6 +57,8 @@ class ScoredVideo:
     stems: tuple[str, ...]
     binary: bool = False  # every non-zero value is object 1 (DAVIS-2016)
     attributes: tuple[str, ...] = ()
+    images: Path | None = None  # folder of the images, where there is one: for the report's pictures
+    image_suffix: str = ".jpg"
 
 
 class Remark(NamedTuple):
@@ -259,7 +261,7 @@ class _Builder:
         needed = {stem for scored in objects for stem in scored.stems}
         stems = tuple(sorted(needed, key=lambda stem: (len(stem), stem)))
         return ScoredVideo(video.name, unseen, self.annotations / video.name, self.prediction / video.name, objects,
-                           stems, video.binary, video.attributes)
+                           stems, video.binary, video.attributes, video.image_folder, video.image_suffix)
 
     def _plan(self, videos: list[ScoredVideo], set_name: str, lists: Sequence[Path]) -> Plan:
         if not self.problems and not any(video.objects for video in videos):
