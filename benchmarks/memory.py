@@ -131,7 +131,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="runs/memory", help="folder of everything (default: runs/memory)")
     parser.add_argument("--budget", choices=BUDGETS, default="small",
-                        help="small: about an hour and a half of one core; full: about a day (default: small)")
+                        help="small: about an hour of one core; full: about a day (default: small)")
     parser.add_argument("--seeds", type=int, default=1, help="how many times all is trained (default: 1)")
     parser.add_argument("--rows", help="names of rows, separated by semicolons; default: all, namely "
                                        + "; ".join(row.name for row in ROWS))
@@ -212,15 +212,15 @@ def numbers(found: dict[str, Any]) -> dict[str, float]:
         values = [scores[key] for scores in objects if scores[key] is not None]
         return 100 * fmean(values) if values else float("nan")
 
-    return {"jf": mean("jf"), "after": mean("after"), "drop": mean("drop"), "false_alarm": mean("false_alarm"),
+    return {**{key: mean(key) for key in ("jf", "visible", "after", "drop", "false_alarm")},
             "fps": 1 / fmean(video["seconds"] for video in found.values()),
             "bytes": fmean(video["bytes"] for video in found.values())}
 
 
 def table(results: dict[str, list[dict]]) -> str:
     """The rows as a table in Markdown; ± is the standard deviation over seeds, [..] the interval over videos."""
-    lines = ["| memory | J&F | J&F after 100 frames away | decay | false alarms | frames/s | memory | J&F over "
-             f"{BASELINE} |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| memory | J&F | visible frames | after 100 frames away | decay | false alarms | frames/s | memory | "
+             f"J&F over {BASELINE} |", "|---|---|---|---|---|---|---|---|---|"]
     for name, seeds in results.items():
         each = [numbers(found) for found in seeds]
 
@@ -228,8 +228,9 @@ def table(results: dict[str, list[dict]]) -> str:
             values = [value[key] for value in each]
             return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
-        lines.append(f"| {name} | {cell('jf')} | {cell('after')} | {cell('drop')} | {cell('false_alarm')} | "
-                     f"{cell('fps')} | {fmean(value['bytes'] for value in each) / 1e6:.2f} MB | "
+        cells = [cell(key) for key in ("jf", "visible", "after", "drop", "false_alarm", "fps")]
+        held = fmean(value["bytes"] for value in each) / 1e6
+        lines.append(f"| {name} | {' | '.join(cells)} | {held:.2f} MB | "
                      f"{difference(seeds, results.get(BASELINE, []))} |")
     return "\n".join(lines)
 

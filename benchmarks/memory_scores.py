@@ -53,9 +53,10 @@ def object_scores(truths: list[np.ndarray], predictions: list[np.ndarray], value
     """Scores of one object from the frame after its first to the last but one, 0..1 each.
 
     Returns:
-        ``jf``: mean J&F; ``after``: mean over the first frames after each absence of 100 and more, None without one;
-        ``drop``: mean J&F of the first tenth of the visible frames less that of the last tenth; ``false_alarm``:
-        share of the absent frames with a prediction, None without one; ``curve``: J&F of each frame.
+        ``jf``: mean J&F (a frame without the object and without a prediction scores 1); ``visible``: mean over the
+        frames that show the object; ``after``: mean over the first frames after each absence of 100 and more, None
+        without one; ``drop``: mean J&F of the first tenth of the visible frames less that of the last tenth;
+        ``false_alarm``: share of the absent frames with a prediction, None without one; ``curve``: J&F of each frame.
     """
     curve, visible, alarms = [], [], []
     for truth, prediction in zip(truths[start + 1 : -1], predictions[start + 1 : -1], strict=True):
@@ -67,7 +68,8 @@ def object_scores(truths: list[np.ndarray], predictions: list[np.ndarray], value
     seen = [score for score, there in zip(curve, visible, strict=True) if there]
     tenth = max(5, round(TENTH * len(seen)))
     returns = [fmean(curve[place] for place in window) for window in frames_after_absences(visible)]
-    return {"jf": fmean(curve), "after": fmean(returns) if returns else None,
+    return {"jf": fmean(curve), "visible": fmean(seen) if seen else None,
+            "after": fmean(returns) if returns else None,
             "drop": fmean(seen[:tenth]) - fmean(seen[-tenth:]) if seen else None,
             "false_alarm": fmean(alarms) if alarms else None, "curve": [round(score, 4) for score in curve]}
 

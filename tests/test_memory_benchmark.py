@@ -37,13 +37,13 @@ def test_scores_of_a_target_that_is_lost_after_its_absence():
     assert scores["after"] == 0 and scores["drop"] == 1
     assert math.isclose(scores["false_alarm"], 10 / 120)
     assert math.isclose(scores["jf"], (49 + 110) / 218)  # the first and the last frame are not scored
-    assert len(scores["curve"]) == 218
+    assert math.isclose(scores["visible"], 49 / 98) and len(scores["curve"]) == 218
     perfect = object_scores(masks(present), masks(present), 3, 0)
     assert (perfect["jf"], perfect["after"], perfect["drop"], perfect["false_alarm"]) == (1, 1, 0, 0)
 
 
 def result(score: float, seconds: float = 0.1) -> dict:
-    one = {"jf": score, "after": None, "drop": 0.1, "false_alarm": None, "curve": [score] * 40}
+    one = {"jf": score, "visible": score, "after": None, "drop": 0.1, "false_alarm": None, "curve": [score] * 40}
     return {name: {"objects": {"1": one}, "seconds": seconds, "bytes": 2_000_000} for name in ("a", "b", "c")}
 
 
