@@ -108,6 +108,7 @@ class TrainConfig(Section):
     augmentation: Literal["v1", "v2"] = "v1"  # DeAOT: v2
     merge: Share = 0.3  # probability that a second sample is pasted onto a clip; 1.0 for static images
     merge_more: Share = 0.0  # after each pasted sample, probability of one more (ours: several objects a clip)
+    newcomers: bool = False  # objects that appear after the reference are background (ours; official: clips avoid them)
     reverse: Share = 0.5  # probability that a clip runs backwards
     amp: Literal["none", "fp16", "bf16"] = "none"
     deterministic: bool = False  # bit-equal on the same card, slower

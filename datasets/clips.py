@@ -43,7 +43,7 @@ class VideoClips:
         train = self.train
         video, stems = self.videos[index]
         chosen = self._with_return(index, rng) if rng.random() < train.returns else None
-        chosen, labels = chosen or _stretch(video, stems, train.frames, self.source.max_gap, train.reverse, rng)
+        chosen, labels = chosen or _stretch(video, stems, self.source.max_gap, train, rng)
         matrix = choose_window(labels[0], train.crop, rng, train.scales, train.short_edge)
         frames = []
         for stem, shape in zip(chosen, (one.shape for one in labels), strict=True):
@@ -82,13 +82,13 @@ def _labelled(video: Video) -> tuple[str, ...]:
     return tuple(stem for stem in video.frames if stem in masks)
 
 
-def _stretch(video: Video, stems: tuple[str, ...], count: int, max_gap: int, reverse: float,
-             rng: np.random.Generator) -> tuple[list[str], list[np.ndarray]]:
-    """A reference with some foreground, then ``count`` - 1 frames at random gaps; the end of the video reflects.
+def _stretch(video: Video, stems: tuple[str, ...], max_gap: int, train: TrainConfig, rng: np.random.Generator,
+             ) -> tuple[list[str], list[np.ndarray]]:
+    """A reference with some foreground, then frames at random gaps; the end of the video reflects.
 
-    Up to five tries until no later frame shows an object that the reference lacks.
+    Up to five tries until no later frame shows an object that the reference lacks, unless ``train.newcomers``.
     """
-    if rng.random() < reverse:
+    if rng.random() < train.reverse:
         stems = stems[::-1]
     read: dict[str, np.ndarray] = {}
 
@@ -105,10 +105,10 @@ def _stretch(video: Video, stems: tuple[str, ...], count: int, max_gap: int, rev
             if ((labels > 0) & (labels < 255)).sum() > FOREGROUND:
                 reference = place
                 break
-        places = reference + np.concatenate([[0], np.cumsum(rng.integers(1, max_gap + 1, count - 1))])
+        places = reference + np.concatenate([[0], np.cumsum(rng.integers(1, max_gap + 1, train.frames - 1))])
         chosen = [stems[_reflected(int(place), len(stems))] for place in places]
         ids = [set(np.flatnonzero(np.bincount(labels_of(stem).ravel())[:255])) for stem in chosen]
-        if set().union(*ids[1:]) <= ids[0] | {0}:
+        if train.newcomers or set().union(*ids[1:]) <= ids[0] | {0}:
             break
     return chosen, [labels_of(stem) for stem in chosen]
 
