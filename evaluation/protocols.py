@@ -247,10 +247,14 @@ class _Builder:
         return scored
 
     def _remark_on_range(self, video: Video, record: ObjectRecord, scored: ScoredObject, where: str) -> None:
+        assert record.range is not None
         if scored.padding:
             self._remark("padding", video.name, record.key, f"{where}: frame_nums exceeds the range: "
                                  f"{scored.padding} of {scored.length} entries count as zero in the official numbers, "
                                  "not in the clean ones")
+        elif len(range(record.range.start, record.range.end, STEP)) < record.range.frame_nums:
+            self._remark("range_ends_early", video.name, record.key, f"{where}: one frame less than frame_nums: the "
+                                 "range's last frame is scored; no number is touched by it")
         if not scored.length:
             self._remark("no_scored_frame", video.name, record.key, "no frame of it is scored: its official "
                                  "numbers, and those of its group, are NaN; the clean ones leave it out")
