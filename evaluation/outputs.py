@@ -104,8 +104,8 @@ def summary(evaluation: Evaluation) -> str:
 
 
 def audit_lines(evaluation: Evaluation, shown: int = 20) -> list[str]:
-    """The audit as lines of text, the first ``shown`` of them; ``scores.json`` holds all."""
-    found = evaluation.findings
+    """The audit as lines of text, mere notes last, ``shown`` of them at most; ``scores.json`` holds all."""
+    found = sorted(evaluation.findings, key=lambda finding: finding.is_note)
     lines = [f"{'note' if finding.is_note else 'audit'}: {finding.line()}" for finding in found[:shown]]
     return lines + ([f"audit: and {len(found) - shown} more, all in scores.json"] if len(found) > shown else [])
 

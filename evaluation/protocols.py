@@ -252,7 +252,7 @@ class _Builder:
             self._remark("padding", video.name, record.key, f"{where}: frame_nums exceeds the range: "
                                  f"{scored.padding} of {scored.length} entries count as zero in the official numbers, "
                                  "not in the clean ones")
-        elif len(range(record.range.start, record.range.end, STEP)) < record.range.frame_nums:
+        elif scored.stems and len(range(record.range.start, record.range.end, STEP)) < record.range.frame_nums:
             self._remark("range_ends_early", video.name, record.key, f"{where}: one frame less than frame_nums: the "
                                  "range's last frame is scored; no number is touched by it")
         if not scored.length:
