@@ -22,7 +22,7 @@ class Options:
 
 
 PRESETS = {
-    "demo": Options("demo", 0, (24, 4, 2), (40, 60, 60), (128, 224), "normal"),
+    "demo": Options("demo", 0, (24, 4, 2), (40, 60, 60), (128, 224), "easy"),
     "long": Options("long", 0, (24, 20, 2), (160, 600, 600), (128, 224), "normal"),
 }
 
