@@ -116,9 +116,9 @@ def by_length(found: list[list[Absence]], seconds: float) -> list[dict[str, Any]
     for low, high in ((ABSENCE, None), (LONG_ABSENCE, None), *LENGTHS):
         chosen = [[one for one in each if low <= one.length and (high is None or one.length <= high)] for each in found]
         chosen = [each for each in chosen if each]
-        back = [[one for one in each if one.returned is not None] for each in chosen]
+        back = [[one.returned for one in each if one.returned is not None] for each in chosen]
         back = [each for each in back if each]
-        events = [one for each in back for one in each]
+        events = [one for each in chosen for one in each if one.returned is not None]
         delays = sorted(one.delay for one in events if one.delay is not None)
         median = float(np.median(delays)) if delays else None
         table.append({
@@ -126,7 +126,7 @@ def by_length(found: list[list[Absence]], seconds: float) -> list[dict[str, Any]
             "absences": sum(map(len, chosen)), "objects": len(chosen),
             "D": _mean([float(np.mean([one.score for one in each])) for each in chosen]),
             "returns": len(events), "objects_returning": len(back),
-            "R": _mean([float(np.mean([one.returned for one in each])) for each in back]),
+            "R": _mean([float(np.mean(each)) for each in back]),
             "recovered": len(delays) / len(events) if events else None,
             "censored": len(events) - len(delays),
             "delay_frames": median, "delay_seconds": None if median is None else median * seconds,

@@ -105,8 +105,8 @@ def common_area(one: Region, other: Region) -> int:
     left, right = max(one.box.left, other.box.left), min(one.box.right, other.box.right)
     if top >= bottom or left >= right:
         return 0
-    parts = [region.pixels[top - region.box.top:bottom - region.box.top, left - region.box.left:right - region.box.left]
-             for region in (one, other)]
+    parts = [pixels[top - box.top:bottom - box.top, left - box.left:right - box.left]
+             for pixels, box in ((one.pixels, one.box), (other.pixels, other.box))]
     return cv2.countNonZero(cv2.bitwise_and(*parts))
 
 

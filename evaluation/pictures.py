@@ -12,6 +12,7 @@ import numpy as np
 from common.errors import UserError
 from datasets.readers import DAVIS_PALETTE, read_image, read_labels
 from evaluation.aggregate import Entry
+from evaluation.png import decode_labels
 from evaluation.protocols import ScoredVideo
 
 WORST = 12
@@ -76,7 +77,7 @@ def _labels(path: Path, binary: bool) -> np.ndarray:
     try:
         return read_labels(path, binary)
     except UserError:  # values above 255 score as they are, and have no colour of their own
-        return cv2.imread(str(path), cv2.IMREAD_UNCHANGED).clip(0, 255).astype(np.uint8)
+        return decode_labels(path.read_bytes()).clip(0, 255).astype(np.uint8)
 
 
 def _image(video: ScoredVideo, stem: str, size: tuple[int, int]) -> np.ndarray:

@@ -84,7 +84,7 @@ def score_all(plan: Plan, workers: int, advance: Callable[[int], None] | None = 
                            for scored in video.objects]) for video in plan.videos]
     places = [[{stem: place for place, stem in enumerate(scored.stems)} for scored in video.objects]
               for video in plan.videos]
-    digests = [dict.fromkeys(video.stems, (b"", b"")) for video in plan.videos]
+    digests: list[dict[str, tuple[bytes, bytes]]] = [dict.fromkeys(video.stems, (b"", b"")) for video in plan.videos]
     check_only = bool(problems)
     for chunk in _spread(tasks, check_only, workers):
         for (positions, result) in chunk:
@@ -166,7 +166,9 @@ def _score_chunk(chunk: list[FrameTask], check_only: bool) -> list[tuple[list[in
 
 def _file(result: FrameScore, positions: list[int], video: VideoScores, places: list[dict[str, int]]) -> None:
     """Put one frame's scores into the tracks of its objects."""
-    assert result.J is not None and result.taken_for is not None
+    assert result.J is not None and result.F is not None and result.taken_for is not None
+    assert result.area_predicted is not None and result.area_true is not None
+    assert result.box is not None and result.centre is not None
     for n, position in enumerate(positions):
         track, place = video.tracks[position], places[position][result.stem]
         track.J[:, place], track.F[:, place] = result.J[:, n], result.F[:, n]
