@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 from common.command import run
 
@@ -36,7 +37,8 @@ def main() -> None:
     from evaluation.evaluator import evaluate
     from evaluation.outputs import audit_lines, refuse_output_in_inputs, summary, write
 
-    refuse_output_in_inputs(chosen.output, [chosen.data])
+    masks = Path(chosen.pred, "masks")  # an OUT of infer.py may well hold its scores beside its masks
+    refuse_output_in_inputs(chosen.output, [chosen.data, masks if masks.is_dir() else chosen.pred])
     evaluation = evaluate(chosen.data, chosen.pred, chosen.split, protocol=chosen.protocol, task=chosen.task,
                           unseen=chosen.unseen, workers=max(1, chosen.workers), strict=chosen.strict, progress=True)
     written = write(evaluation, chosen.output)

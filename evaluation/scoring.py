@@ -108,7 +108,7 @@ def score_all(plan: Plan, workers: int, advance: Callable[[int], None] | None = 
 def _missing_folders(plan: Plan) -> list[str]:
     problems = []
     for video in plan.videos:
-        for folder, what in ((video.truth, "ground truth"), (video.prediction, "predictions")):
+        for folder, what in ((video.truth, "true masks"), (video.prediction, "predictions")):
             if video.stems and not folder.is_dir():
                 problems.append(f"{folder}: the folder with {len(video.stems)} {what} is missing; add it")
     return problems

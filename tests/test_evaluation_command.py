@@ -179,7 +179,9 @@ def test_the_command_writes_everything_and_nothing_into_the_inputs(root):
 def test_bad_names_are_one_line_each(root):
     for more, wanted in ((["--pred", root / "nowhere"], "the folder of predictions is missing"),
                          (["--unseen", root / "nowhere"], "not a readable list"),
-                         (["--output", root / "val/scores"], "only read"), (["--split", "test"], "'test' not found")):
+                         (["--output", root / "val/scores"], "only read"),
+                         (["--data", root / "val", "--output", root / "pred/scores"], "only read"),
+                         (["--split", "test"], "'test' not found")):
         failed = command(root, *more)
         assert failed.returncode == 2 and wanted in failed.stderr and "Traceback" not in failed.stderr, failed.stderr
 
