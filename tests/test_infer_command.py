@@ -192,3 +192,16 @@ def test_ones_own_film_with_a_second_mask(weights, tmp_path):
     assert (read_labels(masks[3])[36:46, 40:60] == 2).all()
     film = cv2.VideoCapture(str(tmp_path / "out/overlays/film.mp4"))
     assert film.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and film.get(cv2.CAP_PROP_FPS) == 10
+
+
+@pytest.mark.slow
+def test_memory_is_flat_from_200_frames_to_2000(weights, tmp_path):
+    """The whole process's peak, with a bounded policy, differs by less than 5 %."""
+    peaks = []
+    for frames in (200, 2000):
+        data = make_data(tmp_path / f"data{frames}", frames)
+        result = run_infer("--weights", weights, "--data", data, "--videos", "a", "--output", tmp_path / f"out{frames}",
+                           "--device", "cpu", "memory.policy=fifo", "memory.gap=5")
+        assert result.returncode == 0, result.stderr
+        peaks.append(json.loads((tmp_path / f"out{frames}/run.json").read_text())["peak_bytes"])
+    assert peaks[1] <= 1.05 * peaks[0], peaks
