@@ -80,7 +80,7 @@ def false_alarms(area_predicted: np.ndarray, pixels: np.ndarray, visible: np.nda
                  ) -> dict[str, float | int | None]:
     """Predictions where the object, once it has appeared, is not: rates over those frames, mean area as image share."""
     absent = ~visible if visible.any() else np.zeros_like(visible)  # never visible: it never appeared
-    if not appeared:
+    if not appeared and len(visible):
         absent[:int(np.argmax(visible))] = False
     share = area_predicted[absent] / pixels[absent]
     if not len(share):

@@ -134,3 +134,9 @@ def test_paired_difference():
     assert bootstrap.paired(objects(scores), objects(scores))["J&F"]["p"] == 1
     with pytest.raises(ValueError, match="same objects"):
         bootstrap.paired(objects(scores), objects({"a": 1.0}))
+
+
+def test_an_object_whose_range_holds_no_frame_has_no_false_alarms():
+    empty = np.zeros(0)
+    found = events.false_alarms(empty, empty, np.zeros(0, bool), appeared=False)
+    assert found == {"absent_frames": 0, "rate": None, "tolerant_rate": None, "area": None}
