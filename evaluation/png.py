@@ -23,7 +23,8 @@ def decode_labels(data: bytes) -> np.ndarray:
     """
     if not data.startswith(SIGNATURE):
         raise NotALabelMap("the file is empty" if not data else f"{_kind(data)} instead of a PNG file")
-    labels = _plain_palette(data)
+    header, compressed = _checked_chunks(data)
+    labels = _plain_palette(header, compressed)
     return labels if labels is not None else _by_pillow(data)
 
 
@@ -35,34 +36,39 @@ def _kind(data: bytes) -> str:
     return "unknown data"
 
 
-def _plain_palette(data: bytes) -> np.ndarray | None:
-    """Decode an 8-bit palette PNG whose rows are unfiltered, as encoders write them; None where it is anything else.
-
-    Every checksum is verified. Whatever is unusual is left to Pillow, so that its verdict is the one that counts.
-    """
+def _checked_chunks(data: bytes) -> tuple[bytes, bytes]:
+    """The header and the compressed pixels, every checksum verified: Pillow ignores those of the pixels."""
     position, compressed, header = len(SIGNATURE), [], b""
     while True:
         if position + 12 > len(data):
-            return None
+            raise NotALabelMap("the PNG is corrupt or cut short (no end)")
         length, kind = struct.unpack_from(">I4s", data, position)
         body = data[position + 8:position + 8 + length]
         end = position + 12 + length
-        if end > len(data) or zlib.crc32(body, zlib.crc32(kind)) != struct.unpack_from(">I", data, end - 4)[0]:
-            return None
+        if end > len(data):
+            raise NotALabelMap("the PNG is corrupt or cut short (a chunk has no end)")
+        if zlib.crc32(body, zlib.crc32(kind)) != struct.unpack_from(">I", data, end - 4)[0]:
+            raise NotALabelMap("the PNG is corrupt or cut short (a checksum is wrong)")
         if kind == b"IHDR":
             header = body
-            if header[8:] != b"\x08\x03\0\0\0":  # 8 bits, palette, deflate, adaptive filters, not interlaced
-                return None
         elif kind == b"IDAT":
             compressed.append(body)
         elif kind == b"IEND":
-            break
+            return header, b"".join(compressed)
         position = end
-    if len(header) != 13:
+
+
+def _plain_palette(header: bytes, compressed: bytes) -> np.ndarray | None:
+    """Decode an 8-bit palette PNG whose rows are unfiltered, as encoders write them; None where it is anything else.
+
+    Whatever is unusual is left to Pillow, so that its verdict is the one that counts.
+    """
+    # 8 bits, palette, deflate, adaptive filters, not interlaced
+    if len(header) != 13 or header[8:] != b"\x08\x03\0\0\0":
         return None
     width, height = struct.unpack(">II", header[:8])
     try:
-        raw = zlib.decompress(b"".join(compressed), bufsize=height * (width + 1))
+        raw = zlib.decompress(compressed, bufsize=height * (width + 1))
     except zlib.error:
         return None
     if len(raw) != height * (width + 1):

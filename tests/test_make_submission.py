@@ -10,7 +10,7 @@ from PIL import Image
 from common.errors import UserError, UserErrors
 from datasets.readers import write_labels
 from datasets.records import open_videos
-from tools.make_submission import check_zip, needed, pack
+from tools.make_submission import check_zip, make_submission, needed, pack
 
 STEMS = [f"{number:08d}" for number in (1, 6, 11)]
 
@@ -88,3 +88,14 @@ def test_a_missing_video_is_one_line(data):
     with pytest.raises(UserErrors) as error:
         pack(data / "pred", data / "out.zip", wanted(data))
     assert error.value.problems == [f"{data / 'pred'}/a: all 3 masks are missing; segment this video too"]
+
+
+def test_without_a_meta_the_given_masks_say_which_ids_exist(data):
+    (data / "root/test/test_meta.json").unlink()
+    assert make_submission(data / "pred", data / "root", "test", data / "good.zip")[1] == []
+    foreign = labels()
+    foreign[0, 0] = 77
+    write_labels(data / "pred/a" / f"{STEMS[1]}.png", foreign)
+    with pytest.raises(UserErrors, match="holds 77, but the data set has no such object"):
+        make_submission(data / "pred", data / "root", "test", data / "out.zip")
+    assert not (data / "out.zip").exists()

@@ -23,6 +23,7 @@ from common.command import run
 from common.errors import UserError, UserErrors
 from common.files import file_hash, written_whole
 from common.progress import Progress
+from datasets.readers import given_labels
 from datasets.records import Video, VideoSet, open_videos
 from evaluation.evaluator import prediction_folder
 from evaluation.png import NotALabelMap, decode_labels
@@ -41,7 +42,7 @@ class Wanted:
     video: str
     stems: tuple[str, ...]
     size: tuple[int, int] | None
-    ids: frozenset[int] | None  # None: no meta says which
+    ids: frozenset[int] | None  # of the meta, else of the given masks; None: neither says which
 
 
 def main() -> None:
@@ -55,17 +56,28 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if len(arguments.paths) != (0 if arguments.check else 2):
         parser.error("give PRED and OUT.zip, or --check ZIP alone")
-    found = open_videos(arguments.data, arguments.split, need_images=False)
-    wanted = needed(found)
     if arguments.check:
+        wanted = needed(open_videos(arguments.data, arguments.split, need_images=False))
         notes = check_zip(Path(arguments.check), wanted)
         print(*notes, f"{arguments.check}: right: {count(wanted)}", sep="\n")
         return
     pred, out = arguments.paths
-    if Path(out).suffix != ".zip":
-        raise UserError(f"{out}: the submission's name must end in .zip")
-    notes = pack(prediction_folder(pred, found), Path(out), wanted)
+    wanted, notes = make_submission(pred, arguments.data, arguments.split, out)
     print(*notes, f"wrote {out}: {count(wanted)}, SHA-256 {file_hash(out)}", sep="\n")
+
+
+def make_submission(
+    pred: str | Path, data: str | Path, split: str, zip_path: str | Path
+) -> tuple[list[Wanted], list[str]]:
+    """Check the masks of ``pred`` (or of its ``masks``) and write the zip; returns what is in it, and notes.
+
+    UserErrors lists everything that is wrong with the masks; then nothing is written.
+    """
+    if Path(zip_path).suffix != ".zip":
+        raise UserError(f"{zip_path}: the submission's name must end in .zip")
+    found = open_videos(data, split, need_images=False)
+    wanted = needed(found)
+    return wanted, pack(prediction_folder(pred, found), Path(zip_path), wanted)
 
 
 def count(wanted: list[Wanted]) -> str:
@@ -86,8 +98,7 @@ def needed(found: VideoSet) -> list[Wanted]:
         if not stems:
             problems.append(f"{found.root}: video '{video.name}' has neither images nor frame ranges in a meta, so "
                             f"its frames are unknown; add {found.images}/{video.name}")
-        ids = frozenset(record.id for record in video.objects) if found.meta is not None else None
-        wanted.append(Wanted(video.name, tuple(stems), _size(video), ids))
+        wanted.append(Wanted(video.name, tuple(stems), _size(video), _ids(found, video)))
     if not wanted:
         problems.append(f"{found.root}: split '{found.split}' has no video to submit; check --data and --split")
     if problems:
@@ -99,6 +110,14 @@ def _stems_of_ranges(video: Video) -> tuple[str, ...]:
     numbers = {number for record in video.objects if record.range is not None
                for number in range(record.range.start, record.range.end, STEP)}
     return tuple(f"{number:08d}" for number in sorted(numbers))
+
+
+def _ids(found: VideoSet, video: Video) -> frozenset[int] | None:
+    """The ids that a video's masks may hold: the meta's, else those of the given masks; None where there are none."""
+    if found.meta is not None:
+        return frozenset(record.id for record in video.objects)
+    given = given_labels(video, found.objects)
+    return frozenset(int(number) for labels in given.values() for number in np.unique(labels) if number) or None
 
 
 def _size(video: Video) -> tuple[int, int] | None:
@@ -192,7 +211,7 @@ def check(read: Read, wanted: list[Wanted], where: str) -> tuple[list[str], list
                     seen |= set(np.flatnonzero(np.bincount(labels.ravel())).tolist())
             problems += _missing(where, video, missing)
             if never := sorted((video.ids or frozenset()) - seen):
-                notes.append(f"note: {video.video}: object {', '.join(map(str, never))} of the meta is in no mask")
+                notes.append(f"note: {video.video}: object {', '.join(map(str, never))} of the data set is in no mask")
     if len(wanted) == 1:
         notes.append("note: only one video: the official script takes a folder with one entry for a wrong structure")
     return problems, notes
@@ -213,7 +232,7 @@ def _check_mask(data: bytes, size: tuple[int, int] | None, ids: frozenset[int] |
     foreign = [value for value in np.flatnonzero(np.bincount(labels.ravel())).tolist() if value]
     foreign = [value for value in foreign if ids is not None and value not in ids]
     if foreign:
-        problems.append(f"holds {', '.join(map(str, foreign))}, but the meta has no such object; write the data set's "
+        problems.append(f"holds {', '.join(map(str, foreign))}, but the data set has no such object; write its "
                         "ids, and 0 for background")
     return problems, labels
 
