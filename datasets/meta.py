@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, UserErrors
 
 
 @dataclass(frozen=True)
@@ -56,48 +56,67 @@ def read_meta(path: Path) -> dict[str, tuple[ObjectRecord, ...]]:
     """Objects of every video of a meta, in the meta's order.
 
     Accepts ``videos -> name -> objects -> id -> {frame_range: {start, end, frame_nums}}`` (LVOS) and
-    ``... -> id -> {category, frames: [stem, ...]}`` (YouTube-VOS). UserError names the key that is wrong.
+    ``... -> id -> {category, frames: [stem, ...]}`` (YouTube-VOS). UserErrors names every key that is wrong at once;
+    UserError for what is no meta at all.
     """
     content = read_json(path)
     videos = content.get("videos") if isinstance(content, dict) else None
     if not isinstance(videos, dict):
         raise UserError(f"{path}: no table 'videos'; this is no meta of LVOS or YouTube-VOS")
+    problems: list[str] = []
     result = {}
     for name, video in videos.items():
         objects = video.get("objects") if isinstance(video, dict) else None
         if not isinstance(objects, dict):
-            raise UserError(f"{path}: videos.{name}.objects is missing or no table; repair the meta")
-        result[name] = tuple(_object(path, f"videos.{name}.objects.{key}", key, item) for key, item in objects.items())
+            problems.append(f"videos.{name}.objects is missing or no table")
+            continue
+        result[name] = tuple(_object(f"videos.{name}.objects.{key}", key, item, problems)
+                             for key, item in objects.items())
+    if problems:
+        raise UserErrors([f"{path}: {problem}; repair the meta" for problem in problems])
     return result
 
 
-def _object(path: Path, where: str, key: str, item: Any) -> ObjectRecord:
+def _object(where: str, key: str, item: Any, problems: list[str]) -> ObjectRecord:
+    """One object; what is wrong with it goes into ``problems``, and stands in the record as 0 or nothing."""
+    number = _integer(where, key, problems)
     if not isinstance(item, dict):
-        raise UserError(f"{path}: {where} is no table; repair the meta")
-    span = item.get("frame_range")
-    frames = item.get("frames")
-    caption = _caption(item)
+        problems.append(f"{where} is no table")
+        return ObjectRecord(number, key)
+    span, frames = item.get("frame_range"), item.get("frames")
+    if frames is not None and not isinstance(frames, list):
+        problems.append(f"{where}.frames is no list")
+        frames = None
     return ObjectRecord(
-        id=_integer(path, where, key),
+        id=number,
         key=key,
-        range=None if span is None else _range(path, where, span),
-        caption=caption,
-        frames=tuple(str(stem) for stem in frames) if isinstance(frames, list) else (),
+        range=None if span is None else _range(f"{where}.frame_range", span, problems),
+        caption=_caption(item),
+        frames=tuple(str(stem) for stem in frames or ()),
     )
 
 
-def _range(path: Path, where: str, span: Any) -> FrameRange:
+def _range(where: str, span: Any, problems: list[str]) -> FrameRange | None:
     if not isinstance(span, dict):
-        raise UserError(f"{path}: {where}.frame_range is no table; repair the meta")
-    return FrameRange(*(_integer(path, f"{where}.frame_range.{name}", span.get(name))
+        problems.append(f"{where} is no table")
+        return None
+    return FrameRange(*(_integer(f"{where}.{name}", span.get(name), problems)
                         for name in ("start", "end", "frame_nums")))
 
 
-def _integer(path: Path, where: str, value: Any) -> int:
+def _integer(where: str, value: Any, problems: list[str]) -> int:
+    """``value`` as the whole number that it is or spells; 0 where it is none."""
+    if value is None:
+        problems.append(f"{where} is missing")
+        return 0
     try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{path}: {where} is {value!r}, not a whole number; repair the meta") from None
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or isinstance(value, bool) or (isinstance(value, float) and value != number):
+        problems.append(f"{where} is {value!r}, not a whole number")
+        return 0
+    return number
 
 
 def read_video_attributes(paths: Iterable[Path]) -> dict[str, tuple[str, ...]]:

@@ -20,6 +20,7 @@ LISTS = Path(__file__).parent / "lists"
 UNSEEN = {"lvos": LISTS / "unseen_videos_v2.txt", "v1-2022": LISTS / "unseen_videos_v1_2022.txt"}
 SINGLE_OBJECT_VIDEOS = LISTS / "unsupervised_videos.txt"
 STEP = 5  # the official tool walks an object's range in steps of five frame numbers
+MOST_ENTRIES = 10**6  # of an object's score array: 46 hours; a larger frame_nums would only exhaust the memory
 PROPOSALS = 20  # unsupervised_multiple compares so many proposals with the objects
 
 
@@ -218,17 +219,22 @@ class _Builder:
         """The official walk through an object's range: ``end`` exclusive, steps of five, ``frame_nums`` entries."""
         assert record.range is not None
         start, end, length = record.range.start, record.range.end, record.range.frame_nums
-        stems = tuple(f"{number:08d}" for number in range(start, end, STEP))
+        count = max(0, -((start - end) // STEP))  # of range(start, end, STEP), which may be beyond its len
         where = f"{self.found.meta}: videos.{video.name}.objects.{record.key}.frame_range"
         drops = self.protocol == "lvos" and self.task == "semi-supervised"
         single = self.task == "unsupervised_single"
         if length < (2 if drops else 1):
             self.problems.append(f"{where}.frame_nums is {length}; it must be at least {2 if drops else 1}")
             return None
-        if len(stems) > length + single:
-            self.problems.append(f"{where}: frames {start} to {end} in steps of {STEP} are {len(stems)}, more than "
+        if length > MOST_ENTRIES:
+            self.problems.append(f"{where}.frame_nums is {length}; more than {MOST_ENTRIES} frames are no video: mend "
+                                 "the number")
+            return None
+        if count > length + single:
+            self.problems.append(f"{where}: frames {start} to {end} in steps of {STEP} are {count}, more than "
                                  f"frame_nums, {length}; mend the range or frame_nums")
             return None
+        stems = tuple(f"{number:08d}" for number in range(start, end, STEP))
         if drops:
             kept = [place for place in range(len(stems)) if place not in (0, length - 1)]
             scored = ScoredObject(record.key, record.id, index, length - 2, tuple(stems[place] for place in kept),

@@ -115,6 +115,27 @@ def test_a_broken_meta_is_an_error_that_names_file_and_key(tmp_path, text, named
     assert "val_meta.json" in str(caught.value)
 
 
+def test_everything_wrong_in_a_meta_is_told_at_once(tmp_path):
+    add_video(tmp_path / "val", "a")
+    span = {"start": 1, "end": "11", "frame_nums": 2}
+    (tmp_path / "val/val_meta.json").write_text(json.dumps({"videos": {
+        "a": {"objects": {"one": {"frame_range": span | {"start": "x", "end": 1.5}}, "2": [], "3": {"frames": "00001"},
+                          "4": {"frame_range": [1, 11]}, "5": {"frame_range": {"start": True, "end": float("inf")}},
+                          "6": {"frame_range": span}}},
+        "b": {"objects": []}, "c": 3, "d": {"objects": {}}}}))
+    with pytest.raises(UserErrors) as caught:
+        open_videos(tmp_path, "val")
+    start = f"{tmp_path / 'val/val_meta.json'}: videos."
+    assert all(line.startswith(start) and line.endswith("; repair the meta") for line in caught.value.problems)
+    assert [line[len(start):-len("; repair the meta")] for line in caught.value.problems] == [
+        "a.objects.one is 'one', not a whole number", "a.objects.one.frame_range.start is 'x', not a whole number",
+        "a.objects.one.frame_range.end is 1.5, not a whole number", "a.objects.2 is no table",
+        "a.objects.3.frames is no list", "a.objects.4.frame_range is no table",
+        "a.objects.5.frame_range.start is True, not a whole number",
+        "a.objects.5.frame_range.end is inf, not a whole number", "a.objects.5.frame_range.frame_nums is missing",
+        "b.objects is missing or no table", "c.objects is missing or no table"]
+
+
 def test_attributes_and_captions_come_from_files_beside_the_meta(tmp_path):
     add_video(tmp_path / "val", "a")
     (tmp_path / "val/val_meta.json").write_text(lvos_meta(a={"1": (1, 11, 2), "2": (1, 11, 2)}))
