@@ -104,8 +104,8 @@ class LocalAttention(nn.Module):
                 .unfold(1, tile_h + 2 * r, tile_h).unfold(2, tile_w + 2 * r, tile_w).unflatten(3, (self.heads, -1))
                 for tensor in (key, value))
         outside = self._outside(grid, (rows, tile_h), (columns, tile_w), query.device)
-        # Without gradients a row of tiles at a time, which stays in the cache.
-        step = rows if torch.is_grad_enabled() else 1
+        # Without gradients a row of tiles at a time, which stays in a processor's cache.
+        step = 1 if query.device.type == "cpu" and not torch.is_grad_enabled() else rows
         out = torch.cat([self._attend(*(tensor[:, row : row + step] for tensor in (q, k, v)), outside[row : row + step])
                          for row in range(0, rows, step)], 1)  # (B, rows * tile_h, columns * tile_w, Cv)
         return out[:, : grid[0], : grid[1]].flatten(1, 2)

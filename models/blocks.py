@@ -1,12 +1,14 @@
 """Transformer blocks: AOT's long short-term transformer block, and DeAOT's gated propagation module.
 
 A block runs in two halves around the memory: ``query`` says what the frame asks and what it would store, ``fuse``
-makes a memory entry of that and an identity embedding, ``read`` reads the memories. In both families a frame's keys
+makes a memory entry of that and an identity embedding, ``attend`` reads the long-term memory (the only part whose
+shapes change as the memory grows) and ``read`` the short-term one and does the rest. In both families a frame's keys
 are its queries.
 
     stream, query, tokens = block.query(stream, position)
     entry = block.fuse(tokens, identity)
-    stream = block.read(stream, query, long, short, grid)
+    attended = block.attend(query, long)
+    stream = block.read(stream, query, attended, short, grid)
 
 Tokens and entries are tuples of tensors (B, L, .), which differ in width between the families.
 """
@@ -110,10 +112,12 @@ class AOTBlock(nn.Module):
         key, normed = tokens
         return key, self.linear_v(normed + identity)
 
-    def read(self, stream: Tensor, query: Tensor, long: Long, short: Entry, grid: tuple[int, int]) -> Tensor:
+    def attend(self, query: Tensor, long: Long) -> Tensor:
         (keys, values), mask = long
-        x = stream + self.long_projection(attend(query, keys, values, self.heads, mask)) \
-            + self.short_projection(self.short_attention(query, *short, grid))
+        return attend(query, keys, values, self.heads, mask)
+
+    def read(self, stream: Tensor, query: Tensor, attended: Tensor, short: Entry, grid: tuple[int, int]) -> Tensor:
+        x = stream + self.long_projection(attended) + self.short_projection(self.short_attention(query, *short, grid))
         return x + self.drop_path(self.feed_forward(self.norm3(x), grid))
 
 
@@ -177,11 +181,14 @@ class DeAOTBlock(nn.Module):
         # One tensor of 2 * expanded channels, [visual | identity], so that a read copies nothing.
         return key, torch.cat([value, F.silu(self.linear_id_v(torch.cat([*normed_id, identity], -1)))], -1)
 
-    def read(self, stream: Tensor, query: tuple[Tensor, Tensor], long: Long, short: Entry,
+    def attend(self, query: tuple[Tensor, Tensor], long: Long) -> Tensor:
+        (keys, values), mask = long
+        return attend(query[0], keys, values, 1, mask)
+
+    def read(self, stream: Tensor, query: tuple[Tensor, Tensor], attended: Tensor, short: Entry,
              grid: tuple[int, int]) -> Tensor:
         key, gate = query
-        (keys, values), mask = long
-        change = self.long_propagation(attend(key, keys, values, 1, mask), gate, grid) \
+        change = self.long_propagation(attended, gate, grid) \
             + self.short_propagation(self.short_attention(key, *short, grid), gate, grid)
         if self.first:  # the identity stream starts from nothing
             stream = torch.cat([stream, torch.zeros_like(stream)], -1)

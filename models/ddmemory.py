@@ -6,12 +6,15 @@ Ours: everything else, above all the equations of the global bank (models/memory
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from configs.schema import Config, MemoryConfig
 from models.attention import attend
-from models.blocks import Entry, Long, Tokens
+from models.blocks import Entry, Tokens
 from models.memory import Evidence, State
 from models.memory.global_bank import DenseBank, GlobalState, SlotBank, frame_confidence, owner_shares
 from models.network import AOT, Features
@@ -49,15 +52,17 @@ class DDMemory(AOT):
         state.extra = GlobalState(banks, ones, ones)
         return state
 
-    def segment(self, features: Features, state: State) -> tuple[Tensor, list[Tokens]]:
+    def segment(self, features: Features, state: State,
+                attend: Callable[[int, Any], Tensor] | None = None) -> tuple[Tensor, list[Tokens]]:
         """As :meth:`Network.segment`; the tokens end with the logits, from which the write judges the frame."""
-        logits, tokens = super().segment(features, state)
+        logits, tokens = super().segment(features, state, attend)
         return logits, [*tokens, (logits.detach(),)]
 
-    def memorise(self, tokens: list[Tokens], masks: Tensor, state: State, evidence: Evidence | None = None) -> State:
-        """As :meth:`Network.memorise`; every ``memory.global_interval`` frames the global memory is written, too."""
+    def remember(self, entries: list[Entry], tokens: list[Tokens], masks: Tensor, state: State,
+                 evidence: Evidence | None = None) -> State:
+        """As :meth:`Network.remember`; every ``memory.global_interval`` frames the global memory is written, too."""
         *tokens, (logits,) = tokens
-        state = super().memorise(tokens, masks, state, evidence)
+        state = super().remember(entries, tokens, masks, state, evidence)
         if state.frame - state.extra.last_write >= state.config.global_interval:
             shares = owner_shares(masks, state.grid)
             confidence = frame_confidence(logits, shares, state.grid, state.config.min_presence)
@@ -78,8 +83,7 @@ class DDMemory(AOT):
         if memory.last_write != state.frame:
             return {}
         query = tokens[0][0]
-        (keys, values), mask = state.long.read(0, state.policy.may_decline)
-        long = self.blocks[0].long_projection(attend(query, keys, values, self.heads, mask))
+        long = self.blocks[0].long_projection(self.attend(0, query, state))
         strength = [part.float().square().mean().sqrt() for part in (self.read_global(0, query, memory), long)]
         return {"openness": memory.openness.mean(), "confidence": memory.confidence.mean(),
                 "share": strength[0] / (strength[0] + strength[1])}
@@ -92,10 +96,11 @@ class DDMemory(AOT):
         openness = torch.stack([gate.detach() for _, gate in written]).mean(0)
         state.extra = GlobalState([bank for bank, _ in written], openness, confidence, state.frame)
 
-    def _read(self, index: int, stream: Tensor, query: Tensor, long: Long, short: Entry, state: State) -> Tensor:
+    def _read(self, index: int, stream: Tensor, query: Tensor, attended: Tensor, short: Entry,
+              state: State) -> Tensor:
         if state.extra is not None:  # there is none yet in the very first reference pass
             stream = stream + self.read_global(index, query, state.extra)
-        return super()._read(index, stream, query, long, short, state)
+        return super()._read(index, stream, query, attended, short, state)
 
     def read_global(self, index: int, query: Tensor, memory: GlobalState) -> Tensor:
         """What block ``index`` gets from the global memory for its queries: (B, L, C)."""

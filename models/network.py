@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from configs.schema import Config, MemoryConfig
 from models.attention import as_map, as_tokens
-from models.blocks import AOTBlock, DeAOTBlock, Entry, Long, Tokens
+from models.blocks import AOTBlock, DeAOTBlock, Entry, Tokens
 from models.decoder import Decoder
 from models.encoders import build_encoder
 from models.identity import IdentityBank
@@ -71,7 +73,11 @@ class Network(nn.Module):
 
     def encode(self, frames: Tensor) -> Features:
         """frames: (B, 3, H, W), normalised RGB. Once per frame, whatever the number of objects."""
-        *maps, last = self.encoder(frames)
+        return self.project(self.encoder(frames))
+
+    def project(self, maps: list[Tensor]) -> Features:
+        """The second half of :meth:`encode`, from the encoder's four maps."""
+        *maps, last = maps
         return Features(tuple(maps), self.projector(last))
 
     def start(self, features: Features, masks: Tensor, objects: int | list[int], memory: MemoryConfig | None = None,
@@ -100,20 +106,26 @@ class Network(nn.Module):
         draft.long = TrainingBank(entries) if torch.is_grad_enabled() else Bank(entries, policy.slots())
         return draft
 
-    def segment(self, features: Features, state: State) -> tuple[Tensor, list[Tokens]]:
+    def segment(self, features: Features, state: State,
+                attend: Callable[[int, Any], Tensor] | None = None) -> tuple[Tensor, list[Tokens]]:
         """Segment the next frame by what the state remembers; the state is not changed.
 
+        Args:
+            attend: what a block, by its number, reads from the long-term memory for its query; None: :meth:`attend`.
         Returns:
             logits: (B, 1 + n, h4, w4) at stride 4; channels past a sample's own objects are hugely negative.
             tokens: for each block what :meth:`memorise` stores once the frame's masks are known.
         """
-        may_be_empty = state.policy.may_decline
-
-        def remembered(index: int, tokens: Tokens) -> tuple[Long, Entry]:
-            return state.long.read(index, may_be_empty), state.short[0][index]
+        def remembered(index: int, query, tokens: Tokens) -> tuple[Tensor, Entry]:
+            long = attend(index, query) if attend is not None else self.attend(index, query, state)
+            return long, state.short[0][index]
 
         outputs, tokens = self._propagate(features, state, remembered)
         return self._decode(features, outputs, state), tokens
+
+    def attend(self, index: int, query, state: State) -> Tensor:
+        """What block ``index`` reads from the long-term memory for its query: (B, L, .)."""
+        return self.blocks[index].attend(query, state.long.read(index, state.policy.may_decline))
 
     def memorise(self, tokens: list[Tokens], masks: Tensor, state: State, evidence: Evidence | None = None) -> State:
         """Remember the frame just segmented: short-term always, long-term where gap and policy say so.
@@ -123,7 +135,16 @@ class Network(nn.Module):
         Returns:
             the state (the same object: inference writes in place).
         """
-        entries = self._fuse(tokens, self._embed(masks, state))
+        return self.remember(self.fuse(tokens, masks, state), tokens, masks, state, evidence)
+
+    def fuse(self, tokens: list[Tokens], masks: Tensor, state: State) -> list[Entry]:
+        """The first half of :meth:`memorise`: each block's tokens with the identity of the masks."""
+        identity = self._embed(masks, state)
+        return [block.fuse(frame, identity) for block, frame in zip(self.blocks, tokens, strict=False)]
+
+    def remember(self, entries: list[Entry], tokens: list[Tokens], masks: Tensor, state: State,
+                 evidence: Evidence | None = None) -> State:
+        """The second half of :meth:`memorise`: put the fused entries where gap and policy say."""
         state.frame += 1
         state.short = [*state.short, entries][-state.config.short_skip:]
         if state.frame - state.last_offer >= state.config.gap:
@@ -168,29 +189,27 @@ class Network(nn.Module):
         identity = self._embed(masks, state)
         entries: list[Entry] = []
 
-        def itself(index: int, tokens: Tokens) -> tuple[Long, Entry]:
+        def itself(index: int, query, tokens: Tokens) -> tuple[Tensor, Entry]:
             entries.append(self.blocks[index].fuse(tokens, identity))
-            return (entries[-1], None), entries[-1]
+            return self.blocks[index].attend(query, (entries[-1], None)), entries[-1]
 
         outputs, _ = self._propagate(features, state, itself)
         return outputs, entries
 
     def _propagate(self, features: Features, state: State, memories) -> tuple[list[Tensor], list[Tokens]]:
-        """Run the blocks; ``memories(index, tokens)`` gives a block's long- and short-term memory."""
+        """Run the blocks; ``memories(index, query, tokens)`` gives what a block reads from the long-term memory, and
+        its short-term memory."""
         stream = as_tokens(features.projected)  # (B, L, C)
         outputs, stored = [], []
         for index, block in enumerate(self.blocks):
             stream, query, tokens = block.query(stream, state.position)
-            stream = self._read(index, stream, query, *memories(index, tokens), state)
+            stream = self._read(index, stream, query, *memories(index, query, tokens), state)
             outputs.append(stream)
             stored.append(tokens)
         return outputs, stored
 
-    def _read(self, index: int, stream: Tensor, query, long: Long, short: Entry, state: State) -> Tensor:
-        return self.blocks[index].read(stream, query, long, short, state.grid)
-
-    def _fuse(self, tokens: list[Tokens], identity: Tensor) -> list[Entry]:
-        return [block.fuse(frame, identity) for block, frame in zip(self.blocks, tokens, strict=True)]
+    def _read(self, index: int, stream: Tensor, query, attended: Tensor, short: Entry, state: State) -> Tensor:
+        return self.blocks[index].read(stream, query, attended, short, state.grid)
 
     def _embed(self, masks: Tensor, state: State) -> Tensor:
         identity = self.identity(masks, max(state.objects), state.slots)
@@ -211,9 +230,10 @@ class Network(nn.Module):
         most = max(state.objects)
         logits = logits[:, : 1 + most]
         if min(state.objects) < most:
-            unused = torch.tensor([[channel > count for channel in range(1 + most)] for count in state.objects])
+            channels = torch.arange(1 + most, device=logits.device)  # made there: nothing travels to the device
+            unused = torch.stack([channels > count for count in state.objects])
             lowest = -1e10 if logits.dtype == torch.float32 else -1e4  # as the official code has it
-            logits = logits.masked_fill(unused.to(logits.device)[:, :, None, None], lowest)
+            logits = logits.masked_fill(unused[:, :, None, None], lowest)
         return logits
 
     def _heads(self, channels: int, blocks: int) -> tuple[nn.Module, int]:
