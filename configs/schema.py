@@ -108,6 +108,7 @@ class TrainConfig(Section):
     augmentation: Literal["v1", "v2"] = "v1"  # DeAOT: v2
     merge: Share = 0.3  # probability that a second sample is pasted onto a clip; 1.0 for static images
     merge_more: Share = 0.0  # after each pasted sample, probability of one more (ours: several objects a clip)
+    cut: Share = 0.0  # probability that an object of a clip is cut in two, or halved (ours)
     newcomers: bool = False  # objects that appear after the reference are background (ours; official: clips avoid them)
     reverse: Share = 0.5  # probability that a clip runs backwards
     amp: Literal["none", "fp16", "bf16"] = "none"
@@ -133,6 +134,8 @@ class InferenceConfig(Section):
     flip: bool = False
     streams: Positive = 1  # videos at once on one device
     amp: Literal["none", "fp16", "bf16"] = "none"
+    # auto: CUDA graphs where the device has them (one scale, no flip, at most ten objects; else as off)
+    graphs: Literal["auto", "off"] = "off"
     compile: bool = False  # torch.compile of encoder and decoder: same masks, slow start
 
 

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from common.errors import UserError
 from configs import Config
+from inference.graphs import FrameGraph, Outcome, graphs_for
 from inference.objects import ObjectIds, group_sizes, merge_groups, split_labels
 from models import Features, Network, build_network, load_state, load_weights
 from models.encoders import fold_frozen_norms
 from models.identity import IDENTITIES
 from models.memory import Evidence, State
+from models.memory.bank import map_tensors
 from models.memory.inspection import Note, Watch
 from models.preprocess import input_size, prepare_frame, resize_labels
 
@@ -76,6 +78,7 @@ class Predictor:
     def fork(self) -> Predictor:
         """Another predictor over the same network, for another video at the same time."""
         other = copy.copy(self)
+        other._graphs = graphs_for(self.device, self.config.inference.graphs)  # their tensors hold one video's frame
         other._forget()
         return other
 
@@ -83,19 +86,21 @@ class Predictor:
         self.config, self.device, self.dtype = config, torch.device(device), dtype
         fold_frozen_norms(network.encoder)
         network = network.eval().requires_grad_(False).to(self.device, dtype)
+        if config.inference.amp != "none":
+            network.store_weights(AMP_TYPES[config.inference.amp])
         self.network = network.to(memory_format=torch.channels_last)
         if config.inference.compile:
             network.encode = torch.compile(network.encode)
             network.decoder = torch.compile(network.decoder)
         self.keep_probabilities = False  # keep `probabilities` of each frame
         self.inspect = False  # note what happens to the memory, for `inspection`
+        self._graphs = graphs_for(self.device, config.inference.graphs)
         self._forget()
 
     def _forget(self) -> None:
         self._ids = ObjectIds()
         self._views: list[View] = []
         self._size = (0, 0)
-        self._table = torch.zeros(256, dtype=torch.uint8)
         self.probabilities: Tensor | None = None  # (1, 1 + n, H, W) of the latest frame, where `keep_probabilities`
         self._frame = 0
         self._notes: list[Note] = []  # of the latest frame, one a group
@@ -125,10 +130,13 @@ class Predictor:
     @torch.inference_mode()
     def step(self, frame: Picture) -> Picture:
         """Segment the next frame. Returns its label map in the user's ids, at the frame's size."""
+        self._next(frame)
         with self._precision():
-            labels, pending = self._segment(frame)
-            for view, _, own, memory in pending:
-                self._memorise(view, own, memory)
+            labels = self._replay(frame)
+            if labels is None:
+                labels, pending = self._segment(frame)
+                for view, _, own, memory in pending:
+                    self._memorise(view, own, memory)
         return self._to_user(labels, frame)
 
     @torch.inference_mode()
@@ -138,6 +146,7 @@ class Predictor:
         Returns:
             the label map of the frame, given objects included.
         """
+        self._next(frame)
         with self._precision():
             merged, pending = self._segment(frame)
             given = self._admit(label_map)
@@ -172,14 +181,17 @@ class Predictor:
 
     # How a frame goes through.
 
-    def _segment(self, frame: Picture):
-        """Labels of the frame (indices, at its size), and for each view what its memory needs."""
+    def _next(self, frame: Picture) -> None:
+        """A further frame of the video begins."""
         self._frame, self._notes = self._frame + 1, []
         if not self._views:
             raise UserError("predictor: no video has begun; call start() with the first labelled frame")
         if tuple(frame.shape[:2]) != self._size:
             raise UserError(f"frame: {frame.shape[1]}x{frame.shape[0]} pixels in a video of "
                             f"{self._size[1]}x{self._size[0]}; start another video for another size")
+
+    def _segment(self, frame: Picture):
+        """Labels of the frame (indices, at its size), and for each view what its memory needs."""
         pending, merged = [], None
         for view in self._views:
             features = self.network.encode(self._look(frame, view))
@@ -197,6 +209,37 @@ class Predictor:
             self.probabilities = merged / len(self._views)
         labels = pending[0][2] if len(pending) == 1 else merged.argmax(1).to(torch.uint8)
         return labels, pending
+
+    def _replay(self, frame: Picture) -> Tensor | None:
+        """Segment and remember the frame by a recorded graph; None where there is none (yet) for such frames.
+
+        Graphs are for one view and one group of objects, and give masks alone.
+        """
+        view = self._views[0]
+        if self._graphs is None or len(self._views) > 1 or len(view.states) > 1 or self.keep_probabilities \
+                or self.inspect:
+            return None
+        pixels = frame if isinstance(frame, Tensor) else torch.from_numpy(np.ascontiguousarray(frame))
+        state = view.states[0]
+
+        def record(recorder) -> FrameGraph:
+            def body(pixels: Tensor, state: State, attend) -> Outcome:
+                features = self.network.encode(self._look(pixels, view))
+                logits, tokens = self.network.segment(features, state, attend)
+                labels = self.network.upsample(logits, self._size).argmax(1).to(torch.uint8)
+                own = self._to_view(labels, view)
+                return Outcome(labels, own, tokens, self.network.fuse(tokens, own, state), logits)
+
+            return FrameGraph(recorder, body, self.network.attend, pixels.to(self.device), state)
+
+        graph = self._graphs.get((self._size, view.size, view.flip, *state.objects), record)
+        if graph is None:
+            return None
+        found = graph(pixels, state)
+        evidence = gather_evidence(found.logits, state.grid) if state.policy.needs_evidence else None
+        entries = map_tensors(found.entries, Tensor.clone)
+        view.states[0] = self.network.remember(entries, found.tokens, found.own, state, evidence)
+        return found.labels
 
     def _segment_group(self, features: Features, state: State):
         """What the group stores once its masks are known, and its logits at stride 4."""

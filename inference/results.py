@@ -77,7 +77,8 @@ def identity(config: Config, weights_hash: str, objects: str) -> dict[str, Any]:
     """What makes masks comparable: the weights, the objects rule and every setting that changes them."""
     settings = config.model_dump(mode="json", include={"model", "memory", "inference"})
     settings["model"].pop("encoder_weights")
-    settings["inference"].pop("streams")
+    for name in ("streams", "graphs"):  # they change no mask
+        settings["inference"].pop(name)
     return {"weights": weights_hash, "data.objects": objects, **settings}
 
 

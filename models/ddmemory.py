@@ -30,6 +30,7 @@ class DDMemory(AOT):
     """
 
     notice = "DDMemory is a reconstruction of ours: its authors released no code (docs/memory.md)"
+    precise_parts = ("global_banks.",)
     added_parts = ("global_banks.", "global_projections.")  # what AOT's weights do not have
 
     def __init__(self, config: Config):

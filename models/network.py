@@ -52,6 +52,7 @@ class Network(nn.Module):
     block_type: type[AOTBlock] | type[DeAOTBlock]
     normalised_identity = False  # DeAOT: LayerNorm on the identity embedding
     sees_position = True
+    precise_parts: tuple[str, ...] = ()  # prefixes of modules that run in full precision under autocast, too
     notice = ""  # what users of the family must be told
 
     def __init__(self, config: Config):
@@ -169,6 +170,13 @@ class Network(nn.Module):
         else:
             self._offer(entries, Candidate(state.frame, entries[0][0], self.heads, reference=True), state)
         return state
+
+    def store_weights(self, dtype: torch.dtype) -> None:
+        """Keep the weights of convolutions and linear maps in half precision (inference): under autocast the same
+        numbers, without a cast of every weight in every frame."""
+        for name, module in self.named_modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and not name.startswith(self.precise_parts):
+                module.to(dtype)
 
     def reference_logits(self, features: Features, state: State) -> Tensor:
         """Logits (B, 1 + n, h4, w4) of the latest reference frame itself: what the auxiliary loss trains."""
