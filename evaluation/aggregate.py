@@ -17,6 +17,9 @@ from evaluation.protocols import Plan, ScoredObject, ScoredVideo
 from evaluation.scoring import AllScores, Track
 
 NAN = math.nan
+LVOS_COLUMNS = ("J&F", "J-Mean", "J-seen-Mean", "J-unseen-Mean", "F-Mean", "F-seen-Mean", "F-unseen-Mean",
+                "V-Mean", "V-seen-Mean", "V-unseen-Mean")
+DAVIS_COLUMNS = ("J&F", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
 Numbers = dict[str, float]
 
 
@@ -37,6 +40,11 @@ class Entry:
     filled: np.ndarray
     matched: int
     proposal: int
+
+
+def columns_of(protocol: str) -> tuple[str, ...]:
+    """The headline numbers of a protocol: keys of ``global``, in the order of the official table."""
+    return DAVIS_COLUMNS if protocol == "davis2017" else LVOS_COLUMNS
 
 
 def entries_of(plan: Plan, scores: AllScores) -> list[Entry]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import attributes, events
-from evaluation.aggregate import Entry, object_numbers
+from evaluation.aggregate import Entry, columns_of, object_numbers
 from evaluation.bootstrap import intervals
 from evaluation.protocols import STEP, Plan, ScoredVideo
 from evaluation.scoring import AllScores
@@ -39,8 +39,8 @@ class Course:
     @property
     def size(self) -> float:
         """Mean share of the image that the object takes while it is visible; NaN where it never is."""
-        share = self.entry.track.area_true[self.visible] / self.pixels[self.visible]
-        return float(share.mean()) if len(share) else math.nan
+        pixels = int(self.pixels[self.visible].sum())  # counted before dividing: a share at a border stays there
+        return int(self.entry.track.area_true[self.visible].sum()) / pixels if pixels else math.nan
 
 
 def analyse(plan: Plan, scores: AllScores, entries: Sequence[Entry], objects: Sequence[dict[str, Any]]
@@ -60,7 +60,7 @@ def analyse(plan: Plan, scores: AllScores, entries: Sequence[Entry], objects: Se
     stated = {video.name: _attributes(video, scores.videos[i].tracks) for i, video in enumerate(plan.videos)}
     return {
         "seconds_a_frame": seconds,
-        "confidence_95": intervals(objects),
+        "confidence_95": intervals(objects, columns_of(plan.protocol)),
         "attributes": _by_attribute(courses, stated),
         "video_attributes": {name: {"attributes": list(names), "source": source}
                              for name, (names, source) in stated.items()},

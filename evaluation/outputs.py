@@ -11,12 +11,9 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import write_json, write_text
+from evaluation.aggregate import columns_of
 from evaluation.analyses import TABLES
 from evaluation.evaluator import Evaluation
-
-LVOS_COLUMNS = ("J&F", "J-Mean", "J-seen-Mean", "J-unseen-Mean", "F-Mean", "F-seen-Mean", "F-unseen-Mean",
-                "V-Mean", "V-seen-Mean", "V-unseen-Mean")
-DAVIS_COLUMNS = ("J&F", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
 
 
 def write(evaluation: Evaluation, folder: str | Path) -> list[Path]:
@@ -53,7 +50,7 @@ def refuse_output_in_inputs(output: str | Path, inputs: Iterable[str | Path]) ->
 
 def global_csv(evaluation: Evaluation) -> str:
     """The official table of the whole set: three decimals of the fraction, an empty field for NaN."""
-    columns = DAVIS_COLUMNS if evaluation.plan.protocol == "davis2017" else LVOS_COLUMNS
+    columns = columns_of(evaluation.plan.protocol)
     numbers = evaluation.scores["global"]
     return _csv([["J&F-Mean" if column == "J&F" else column for column in columns],
                  [_three(numbers[column]) for column in columns]])
@@ -90,7 +87,7 @@ def _is_nan(value: Any) -> bool:
 def summary(evaluation: Evaluation) -> str:
     """The headline as lines of text, percent with one decimal, the clean numbers beside where they differ."""
     numbers, clean = evaluation.scores["global"], evaluation.scores["clean"]
-    columns = DAVIS_COLUMNS if evaluation.plan.protocol == "davis2017" else LVOS_COLUMNS
+    columns = columns_of(evaluation.plan.protocol)
     differs = [column for column in columns if _three(numbers[column]) != _three(clean[column])]
     width = max(len(column) for column in columns)
     lines = [f"protocol {evaluation.plan.protocol}, task {evaluation.plan.task}, "

@@ -26,17 +26,32 @@ def bars(labels: Sequence[str], values: Sequence[float | None], title: str) -> s
     return _svg(figure)
 
 
-def curve(xs: Sequence[float], ys: Sequence[float], title: str, xlabel: str) -> str:
-    """A curve of scores (fractions, shown in percent) with its least-squares line."""
+def curve(xs: Sequence[float], ys: Sequence[float], counts: Sequence[int], end: float, title: str, xlabel: str) -> str:
+    """A curve of scores (fractions, shown in percent) over how many objects each is the mean of, as pale bars.
+
+    Needs two points or more; from three on with the least-squares line. The axis goes from 0 to ``end``.
+    """
     figure, axes = _figure(title)
     percent = 100 * np.array(ys)
-    axes.plot(xs, percent, color=BLUE, marker="o", markersize=3)
+    behind = axes.twinx()
+    behind.bar(xs, counts, width=0.9 * float(np.min(np.diff(xs))), color=GREY, alpha=0.25, label="objects (right)")
+    behind.set_ylim(0, 3 * max(counts))  # low, under the curve
+    behind.set_yticks([0, max(counts)])
+    behind.set_ylabel("objects", fontsize=8)
+    behind.tick_params(labelsize=8)
+    behind.spines[["top", "left"]].set_visible(False)
+    axes.set_zorder(behind.get_zorder() + 1)
+    axes.patch.set_visible(False)
+    axes.plot(xs, percent, color=BLUE, marker="o", markersize=3, label="mean over objects")
     if len(xs) > 2:
         slope, offset = np.polyfit(xs, percent, 1)
-        axes.plot(xs, slope * np.array(xs) + offset, color=RED, linewidth=1, linestyle="--")
-    axes.set_ylim(0, 100)
+        axes.plot(xs, slope * np.array(xs) + offset, color=RED, linewidth=1, linestyle="--", label="straight line")
+    axes.set_xlim(0, end)
+    axes.set_ylim(0, 105)
+    axes.set_yticks(range(0, 101, 20))
     axes.set_xlabel(xlabel)
     axes.set_ylabel("J&F, percent")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return _svg(figure)
 
 
@@ -46,7 +61,15 @@ def histogram(values: Sequence[float], title: str, xlabel: str) -> str:
     axes.hist(100 * np.array(values), bins=np.linspace(0, 100, 21), color=BLUE, edgecolor="white")
     axes.set_xlabel(xlabel)
     axes.set_ylabel("objects")
+    axes.set_xlim(0, 100)
+    axes.yaxis.set_major_locator(_whole_numbers())
     return _svg(figure)
+
+
+def _whole_numbers() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=5, integer=True, min_n_ticks=1)
 
 
 def _figure(title: str, height: float = 2.8) -> tuple[Any, Any]:

@@ -167,7 +167,8 @@ def test_the_command_writes_everything_and_nothing_into_the_inputs(root):
     assert done.returncode == 0, done.stderr
     assert {path: path.read_bytes() for side in ("val", "pred") for path in (root / side).rglob("*.*")} == before
     page = (outside(root) / "report.html").read_text()
-    assert page.count("data:image/jpeg;base64,") >= 4 and page.count("<svg") == 4
+    assert page.count("data:image/jpeg;base64,") >= 4 and page.count("<svg") == 3
+    assert "No curve over minutes: every visible frame lies in the same 30 seconds" in page
     for needed in ('src="http', "src='http", 'href="http', "<script", "@import"):
         assert needed not in page
     (root / "pred/seen" / f"{STEMS[1]}.png").unlink()
@@ -203,11 +204,11 @@ def test_comparison(root, tmp_path):
     results = load([tmp_path / "a", tmp_path / "b"])
     check_comparable(results)
     tables = compare(results)
-    assert tables["headline"][0].differences[0] > 0 and tables["tests"][0]["J&F"]["p"] < 0.01
+    assert tables["headline"][0].differences[0] > 0
     same, better = tables["videos"]
     assert (same.name, same.differences) == ("HMMe4u2P", [0.0])
     assert better.name == "seen" and better.values[1] == 1 and better.differences[0] > 0
-    assert "B-A J&F" in as_text(results, tables)
+    assert "B-A J&F           fewer than two videos" in as_text(results, tables)  # of each group: nothing to draw
     write(score(root, protocol="v1-2022"), tmp_path / "c")
     with pytest.raises(UserErrors, match="protocol v1-2022"):
         check_comparable(load([tmp_path / "a", tmp_path / "c"]))

@@ -20,7 +20,8 @@ import numpy as np
 from common.command import run
 from common.errors import UserError, UserErrors
 from common.files import write_text
-from evaluation.bootstrap import DRAWS, METRICS, paired
+from evaluation.aggregate import columns_of
+from evaluation.bootstrap import DRAWS, FEW, paired
 from evaluation.report import number, percent, render
 
 
@@ -59,8 +60,7 @@ def main() -> None:
     if arguments.output:
         folder = Path(arguments.output)
         write_text(folder / "comparison.txt", text + "\n")
-        write_text(folder / "comparison.html", render("comparison.html", results=results, tables=tables, draws=DRAWS,
-                                                      metrics=METRICS))
+        write_text(folder / "comparison.html", as_html(results, tables))
         print(f"wrote {folder / 'comparison.txt'}\nwrote {folder / 'comparison.html'}")
 
 
@@ -105,13 +105,21 @@ def check_comparable(results: Sequence[Result]) -> None:
                                 "score both alike")
         one, two = (result.scores["provenance"] for result in (first, other))
         for what, key in (("ground truth", "ground_truth_sha256"), ("list of videos", "lists"), ("meta", "meta")):
-            same = list(one[key].values()) == list(two[key].values()) if key == "lists" else one[key] == two[key]
-            if not same:
+            if _hash(one.get(key)) != _hash(two.get(key)):
                 problems.append(f"{other.path}: another {what} than {first.path}; score both against the same data")
-        if [_pair(item) for item in first.scores["objects"]] != [_pair(item) for item in other.scores["objects"]]:
-            problems.append(f"{other.path}: other objects than {first.path}; score both against the same data")
+        mine, its = ([_pair(item) for item in result.scores["objects"]] for result in (first, other))
+        if mine != its:
+            apart = sorted({video for video, _ in set(mine) ^ set(its)})
+            named = ", ".join(apart[:8]) + (f" and {len(apart) - 8} more" if len(apart) > 8 else "")
+            problems.append(f"{other.path}: other objects than {first.path}"
+                            f"{f' (in {named})' if apart else ', or another order'}; score both against the same data")
     if problems:
         raise UserErrors(problems)
+
+
+def _hash(value: Any) -> Any:
+    """Hashes of lists without the names that the lists had."""
+    return list(value.values()) if isinstance(value, dict) else value
 
 
 def _pair(item: dict[str, Any]) -> tuple[str, str]:
@@ -121,9 +129,10 @@ def _pair(item: dict[str, Any]) -> tuple[str, str]:
 def compare(results: Sequence[Result]) -> dict[str, Any]:
     """The tables: ``headline`` (Rows by metric), ``tests`` (a list a result but the first: metric -> low, high, p),
     ``videos`` and ``attributes`` (Rows of J&F, means over objects)."""
-    headline = [_row(metric, len(results[0].scores["objects"]), [result.scores["clean"][metric] for result in results])
-                for metric in METRICS]
-    tests = [paired(results[0].scores["objects"], result.scores["objects"]) for result in results[1:]]
+    headline = [_row(metric, _counted(results[0], metric), [result.scores["clean"][metric] for result in results])
+                for metric in columns_of(results[0].scores["protocol"])]
+    tests = [paired(results[0].scores["objects"], result.scores["objects"],
+                    columns_of(result.scores["protocol"])) for result in results[1:]]
     stated = results[0].scores["analyses"]["video_attributes"]
     attributes = [row["attribute"] for row in results[0].scores["analyses"]["attributes"]]
     videos = [item["video"] for item in results[0].scores["videos"]]
@@ -133,6 +142,13 @@ def compare(results: Sequence[Result]) -> dict[str, Any]:
         "attributes": [_group(results, name, {video for video in videos if name in stated[video]["attributes"]})
                        for name in attributes],
     }
+
+
+def _counted(result: Result, column: str) -> int:
+    """How many objects a headline number is made of: those of its group of videos that have a score."""
+    group = {"seen": False, "unseen": True}.get(column.split("-")[1]) if "-" in column else None
+    items = [item | item.get("clean", {}) for item in result.scores["objects"]]
+    return sum(item["J-Mean"] is not None and (group is None or item["unseen"] is group) for item in items)
 
 
 def _group(results: Sequence[Result], name: str, videos: set[str]) -> Row:
@@ -167,12 +183,21 @@ def as_text(results: Sequence[Result], tables: dict[str, Any]) -> str:
             numbers = [percent(value) for value in row.values] + [signed(value) for value in row.differences]
             lines.append(f"{row.name:<{width}} {row.objects:>7} " + " ".join(f"{shown:>7}" for shown in numbers))
     lines += ["", f"paired bootstrap over videos, {DRAWS} draws: difference to A, 95 % interval and p (two-sided)"]
+    if len(first["videos"]) < FEW:
+        lines.append(f"with fewer than {FEW} videos neither interval nor p is to be leant on")
     for letter, test in zip(letters[1:], tables["tests"], strict=True):
-        for metric in METRICS:
-            one = test[metric]
-            lines.append(f"{letter}-A {metric:<7} {signed(one['low'])} to {signed(one['high'])}, "
-                         f"p = {number(one['p'], 4)}")
+        for metric, one in test.items():
+            found = f"{signed(one['low'])} to {signed(one['high'])}, p = {number(one['p'], 4)}"
+            lines.append(f"{letter}-A {metric:<13} {found if one['p'] == one['p'] else 'fewer than two videos'}")
     return "\n".join(lines)
+
+
+def as_html(results: Sequence[Result], tables: dict[str, Any]) -> str:
+    """The comparison as one page that needs no other file."""
+    columns = columns_of(results[0].scores["protocol"])
+    return render("comparison.html", results=results, tables=tables, draws=DRAWS, metrics=columns,
+                  few=FEW if len(results[0].scores["videos"]) < FEW else None,
+                  lower_is_better=[column for column in columns if column.startswith("V-") or "Decay" in column])
 
 
 def signed(value: float | None) -> str:
