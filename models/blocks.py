@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import LocalAttention, as_map, as_tokens, attend
+from models.depthwise import DepthwiseConv
 from models.noise import keep_mask
 
 Tokens = tuple[Tensor, ...]
@@ -73,7 +74,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(channels, hidden)
         self.norm = nn.GroupNorm(32, hidden)
-        self.conv = nn.Conv2d(hidden, hidden, 5, padding=2, groups=hidden, bias=False)
+        self.conv = DepthwiseConv(hidden, 5)
         self.linear2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -126,7 +127,7 @@ class GatedPropagation(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, dropout: float):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, inputs, 5, padding=2, groups=inputs, bias=False)
+        self.conv = DepthwiseConv(inputs, 5)
         self.dropout = DropChannels(dropout)
         self.projection = nn.Linear(inputs, outputs)
 

@@ -6,6 +6,8 @@ convolutions, see :func:`fold_frozen_norms`.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from timm.layers import FrozenBatchNormAct2d
@@ -16,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from common.errors import UserError, nearest
+from models.depthwise import with_quick_gradients
 
 
 class MobileNetV2(nn.Module):
@@ -228,16 +231,52 @@ def build_encoder(name: str, freeze: bool = True) -> nn.Module:
 
 
 @torch.no_grad()
-def fold_frozen_norms(module: nn.Module) -> None:
-    """Fold every frozen batch norm into the convolution registered just before it, in place (inference only)."""
-    conv: nn.Conv2d | None = None
+def fold_frozen_norms(module: nn.Module, prefix: str = "") -> list[tuple[str, str]]:
+    """Fold every frozen batch norm into the convolution registered just before it, in place (inference only).
+
+    Returns:
+        the names of the folded pairs (convolution, norm); only the norm's activation is left in its place.
+    """
+    pairs = []
+    conv, conv_name = None, ""
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Conv2d):
-            conv = child
+            conv, conv_name = child, prefix + name
         elif isinstance(child, (FrozenBatchNormAct2d, FrozenBatchNorm2d)) and conv is not None:
             conv.weight, conv.bias = fuse_conv_bn_weights(  # type: ignore[assignment]
                 conv.weight, conv.bias, child.running_mean, child.running_var, child.eps, child.weight, child.bias)
             setattr(module, name, getattr(child, "act", nn.Identity()))
+            pairs.append((conv_name, prefix + name))
             conv = None
         else:
-            fold_frozen_norms(child)
+            pairs += fold_frozen_norms(child, f"{prefix}{name}.")
+    return pairs
+
+
+class FoldedEncoder:
+    """Calls an encoder with its frozen norms folded into its convolutions, differentiably (training).
+
+    The weights stay where they are, unfolded; each call multiplies them by the norms' constants, so that they get the
+    same gradients while no feature map is normalised or kept for that.
+    """
+
+    def __init__(self, encoder: nn.Module):
+        self.encoder = encoder
+        self.skeleton = copy.deepcopy(encoder)
+        self.pairs = fold_frozen_norms(self.skeleton)
+        with_quick_gradients(self.skeleton).to("meta")  # it lends its structure only
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) to what the encoder returns."""
+        tensors = {**dict(self.encoder.named_parameters()), **dict(self.encoder.named_buffers())}
+        for conv, norm in self.pairs:
+            scale = tensors[f"{norm}.weight"] * (tensors[f"{norm}.running_var"] + self._eps(norm)).rsqrt()
+            shift = tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale
+            if f"{conv}.bias" in tensors:
+                shift = shift + tensors[f"{conv}.bias"] * scale
+            tensors[f"{conv}.weight"] = tensors[f"{conv}.weight"] * scale.view(-1, 1, 1, 1)
+            tensors[f"{conv}.bias"] = shift
+        return torch.func.functional_call(self.skeleton.train(self.encoder.training), tensors, (x,))
+
+    def _eps(self, norm: str) -> float:
+        return self.encoder.get_submodule(norm).eps  # type: ignore[return-value]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from configs.schema import Config
 from models import Network
+from models.encoders import FoldedEncoder
 from models.preprocess import normalise
 from training.losses import frame_loss, hard_share, reference_weight
 
@@ -22,6 +23,7 @@ class ClipModel(nn.Module):
     def __init__(self, network: Network, config: Config):
         super().__init__()
         self.network = network
+        self.encoder = FoldedEncoder(network.encoder)
         self.settings = config.train
         self.memory = config.memory.model_copy(
             update={"gap": config.train.memory_gap, "global_interval": config.train.global_interval})
@@ -47,7 +49,8 @@ class ClipModel(nn.Module):
         own_predictions = step >= train.feed_predictions_from * train.steps
 
         images = frames.flatten(0, 1)  # (T * B, 3, H, W), frame-major
-        features = network.encode(normalise(images.float()) if images.dtype == torch.uint8 else images).chunk(count)
+        images = normalise(images.float()) if images.dtype == torch.uint8 else images
+        features = network.project(self.encoder(images)).chunk(count)
 
         def loss_of(logits: Tensor, index: int) -> Tensor:
             return frame_loss(logits, masks[index], objects, share)
