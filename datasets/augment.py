@@ -161,6 +161,33 @@ def merged(below: Clip, above: Clip) -> Clip:
     return Clip(frames, labels)
 
 
+def cut_in_two(labels: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """Cut one object of the first label map in two, along a line that leaves the same share of it on one side in all.
+
+    Direction and share (0.3 to 0.7) are random; the part becomes another object, or background (p 0.3). It teaches
+    that an object is what was given, not what usually belongs together: a rider without the bike.
+
+    Args:
+        labels: label maps (H, W) uint8 of the frames of a clip (they are not changed).
+    """
+    ids = [int(one) for one in np.unique(labels[0]) if 0 < one < 255]
+    unused = [one for one in range(1, 255) if not any((frame == one).any() for frame in labels)] if ids else []
+    if not unused:
+        return labels
+    chosen, angle, share = ids[rng.integers(len(ids))], rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.7)
+    part = 0 if rng.random() < 0.3 else unused[0]
+    cut = []
+    for frame in labels:
+        rows, columns = np.nonzero(frame == chosen)
+        frame = frame.copy()
+        if len(rows):
+            along = rows * np.sin(angle) + columns * np.cos(angle)
+            side = along < np.quantile(along, share)
+            frame[rows[side], columns[side]] = part
+        cut.append(frame)
+    return cut
+
+
 def numbered(clip: Clip, rng: np.random.Generator, seen: int = SEEN) -> tuple[Clip, int]:
     """Keep the objects with more than ``seen`` pixels in the reference frame, ten at most, as 1..n.
 

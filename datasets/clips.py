@@ -10,7 +10,7 @@ import numpy as np
 
 from common.errors import UserError, UserErrors
 from configs.schema import SourceConfig, TrainConfig
-from datasets.augment import Clip, choose_window, mirrored, numbered, recoloured, warped
+from datasets.augment import Clip, choose_window, cut_in_two, mirrored, numbered, recoloured, warped
 from datasets.check import check_videos
 from datasets.readers import read_image, read_labels
 from datasets.records import Video, open_videos
@@ -44,6 +44,8 @@ class VideoClips:
         video, stems = self.videos[index]
         chosen = self._with_return(index, rng) if rng.random() < train.returns else None
         chosen, labels = chosen or _stretch(video, stems, self.source.max_gap, train, rng)
+        if train.cut and rng.random() < train.cut:
+            labels = cut_in_two(labels, rng)
         matrix = choose_window(labels[0], train.crop, rng, train.scales, train.short_edge)
         frames = []
         for stem, shape in zip(chosen, (one.shape for one in labels), strict=True):

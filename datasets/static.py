@@ -12,7 +12,7 @@ import numpy as np
 
 from common.errors import UserError
 from configs.schema import SourceConfig, TrainConfig
-from datasets.augment import Clip, mirrored, moved_image, numbered, recoloured
+from datasets.augment import Clip, cut_in_two, mirrored, moved_image, numbered, recoloured
 from datasets.readers import read_image, read_labels
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -42,6 +42,8 @@ class StaticClips:
         table = np.arange(256, dtype=np.uint8)
         table[1:255] = 1 + rng.permutation(254)
         clip = Clip([image], [table[labels]])
+        if train.cut and rng.random() < train.cut:
+            clip.labels = cut_in_two(clip.labels, rng)
         if rng.random() < 0.5:
             clip = mirrored(clip)
         pairs = [moved_image(clip.frames[0], clip.labels[0], train.crop, rng, moves=frame > 0)

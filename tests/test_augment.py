@@ -7,6 +7,7 @@ from datasets.augment import (
     FILL,
     Clip,
     choose_window,
+    cut_in_two,
     jittered,
     merged,
     mirrored,
@@ -125,3 +126,22 @@ def test_mirror_twice_is_nothing():
     twice = mirrored(mirrored(clip))
     assert np.array_equal(twice.frames[0], frame) and np.array_equal(twice.labels[0], labels)
     assert not np.array_equal(mirrored(clip).labels[0], labels)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_object_is_cut_alike_in_all_frames(seed):
+    _, first = painted()
+    second = np.roll(first, (12, 30), (0, 1))
+    first[:20, :20] = second[:20, :20] = 255
+    cut = cut_in_two([first, second], rng(seed))
+    assert (first == 1).sum() == 3000  # what was given is as it was
+    for before, after in zip((first, second), cut, strict=True):
+        assert ((after == 255) == (before == 255)).all() and set(np.unique(after[before == 1])) in ({0, 1}, {1, 2})
+        assert (after[before != 1] == before[before != 1]).all()
+        assert 0.28 < (after == 1).sum() / 3000 < 0.72
+    assert (np.roll(cut[0], (12, 30), (0, 1))[second == 1] == cut[1][second == 1]).all()  # it moved: so did the cut
+
+
+def test_without_an_object_nothing_is_cut():
+    empty = np.zeros((10, 10), np.uint8)
+    assert cut_in_two([empty], rng())[0] is empty
