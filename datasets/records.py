@@ -162,7 +162,11 @@ def _davis(root: Path, split: str) -> VideoSet | None:
 def _list_of_videos(path: Path) -> list[str]:
     # A line is a name, or (lists of 2016) "/JPEGImages/480p/bear/00000.jpg /Annotations/480p/bear/00000.png".
     names: dict[str, None] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable list of videos ({error}); restore the file") from None
+    for line in lines:
         if line := line.strip():
             first = line.split()[0]
             names[first.split("/")[-2] if "/" in first else first] = None

@@ -76,12 +76,15 @@ def score_frame(task: FrameTask, check_only: bool = False) -> FrameScore:
         sizes = ["x".join(map(str, labels.shape[::-1])) for labels in maps]
         result.problems.append(f"{task.prediction}: the prediction is {sizes[1]} pixels, its ground truth {sizes[0]}; "
                                "write masks at the original size of the frame")
-    if result.problems or check_only:
+    if result.problems or len(maps) < 2:
         return result
     truth, prediction = maps
     result.digests, result.size = (digests[0], digests[1]), truth.shape
     try:
-        _score(task, truth, prediction, result)
+        if not check_only:
+            _score(task, truth, prediction, result)
+        elif task.task == "unsupervised_single":
+            _salient(prediction)
     except ValueError as error:
         result.problems.append(f"{task.prediction}: {error}")
     return result

@@ -41,8 +41,11 @@ def write(evaluation: Evaluation, folder: str | Path) -> list[Path]:
 
 
 def refuse_output_in_inputs(output: str | Path, inputs: Iterable[str | Path]) -> None:
-    """UserError where ``output`` lies inside a folder that is only read."""
+    """UserError where ``output`` lies inside a folder that is only read, or is no folder and cannot become one."""
     place = Path(output).resolve()
+    file = next((path for path in (place, *place.parents) if path.exists()), place)
+    if not file.is_dir():
+        raise UserError(f"--output: {file} is a file; name a folder")
     for folder in inputs:
         if place.is_relative_to(Path(folder).resolve()):
             raise UserError(f"--output: {output} lies inside {folder}, which is only read; name a folder elsewhere")

@@ -81,7 +81,7 @@ class Plan:
     videos: tuple[ScoredVideo, ...]
     lists: tuple[Path, ...]
     remarks: tuple[Remark, ...] = ()  # for the audit
-    problems: tuple[str, ...] = ()  # why this cannot be scored, one line each; the videos that can are in ``videos``
+    problems: tuple[str, ...] = ()  # why this cannot be scored, one line each; ``videos`` is then for checking only
 
     def list_hashes(self) -> dict[str, str]:
         """SHA-256 of every list of videos that the protocol used, by file name."""
@@ -130,6 +130,7 @@ class _Builder:
     def __init__(self, found: VideoSet, prediction: Path, protocol: str, task: str):
         self.found, self.prediction, self.protocol, self.task = found, prediction, protocol, task
         self.annotations = found.annotations or found.root / "Annotations"
+        self._drops = protocol == "lvos" and task == "semi-supervised"  # an object's first and last frame
         self.problems: list[str] = []
         self.remarks: list[Remark] = []
 
@@ -149,7 +150,7 @@ class _Builder:
             try:
                 count = _davis_objects(video, stems[0])
             except UserError as error:
-                self.problems.append(str(error))
+                videos.append(self._only_checked(video, scored, error))
                 continue
             if not count:
                 self._remark("no_objects", video.name, "", "the first mask shows no object: nothing is scored")
@@ -176,13 +177,18 @@ class _Builder:
             self._remark("no_meta", "", "", "no meta file: objects and their frames are taken from the masks")
         videos = []
         for video in chosen:
+            ids = [record.id for record in video.objects]
+            for record in video.objects:
+                if ids.count(record.id) > 1:
+                    self._remark("same_id_twice", video.name, record.key, f"the meta lists id {record.id} "
+                                 f"{ids.count(record.id)} times: each counts as an object of its own")
             if self.found.meta is not None and not video.objects:
                 self._remark("no_objects", video.name, "", "the meta lists no object: nothing is scored")
                 continue
             try:
                 objects = self._objects(video)
             except UserError as error:
-                self.problems.append(str(error))
+                videos.append(self._only_checked(video, video.masks[1:-1] if self._drops else video.masks, error))
                 continue
             videos.append(self._video(video, objects, video.name in hidden))
         name = "valid" if self.found.split.lower() in ("val", "valid", "validation") else self.found.split
@@ -208,7 +214,7 @@ class _Builder:
         return [(key, number, video.masks[video.masks.index(first[number]):]) for key, number in keys]
 
     def _listed(self, video: Video, key: str, number: int, index: int, stems: Sequence[str]) -> ScoredObject:
-        if self.protocol == "lvos" and self.task == "semi-supervised":
+        if self._drops:
             stems = stems[1:-1]
             if not stems:
                 self._remark("no_scored_frame", video.name, key, "appears in the last two frames only: its "
@@ -221,7 +227,7 @@ class _Builder:
         start, end, length = record.range.start, record.range.end, record.range.frame_nums
         count = max(0, -((start - end) // STEP))  # of range(start, end, STEP), which may be beyond its len
         where = f"{self.found.meta}: videos.{video.name}.objects.{record.key}.frame_range"
-        drops = self.protocol == "lvos" and self.task == "semi-supervised"
+        drops = self._drops
         single = self.task == "unsupervised_single"
         if length < (2 if drops else 1):
             self.problems.append(f"{where}.frame_nums is {length}; it must be at least {2 if drops else 1}")
@@ -233,7 +239,7 @@ class _Builder:
         if count > length + single:
             self.problems.append(f"{where}: frames {start} to {end} in steps of {STEP} are {count}, more than "
                                  f"frame_nums, {length}; mend the range or frame_nums")
-            return None
+            end = start + length * STEP  # never scored, but the frames that it needs at least are looked for
         stems = tuple(f"{number:08d}" for number in range(start, end, STEP))
         if drops:
             kept = [place for place in range(len(stems)) if place not in (0, length - 1)]
@@ -251,6 +257,13 @@ class _Builder:
             scored = ScoredObject(record.key, record.id, index, length, stems, tuple(range(len(stems))))
         self._remark_on_range(video, record, scored, where)
         return scored
+
+    def _only_checked(self, video: Video, stems: Sequence[str], error: UserError) -> ScoredVideo:
+        """A video that cannot be scored: the problem is noted, and its other files will be checked all the same."""
+        self.problems.append(str(error))
+        left = tuple(stem for stem in stems if not str(error).startswith(str(video.mask_path(stem))))
+        scored = ScoredObject("", 0, 1, len(left), left, tuple(range(len(left))))
+        return self._video(video, (scored,), None)
 
     def _remark_on_range(self, video: Video, record: ObjectRecord, scored: ScoredObject, where: str) -> None:
         assert record.range is not None

@@ -93,6 +93,31 @@ def test_all_problems_are_told_at_once(root):
     assert any("(there is 00011.png" in line for line in found)
 
 
+def test_a_video_that_cannot_be_scored_has_its_other_files_checked_all_the_same(root):
+    write_meta(root, {"1": span(frame_nums=7)})  # the only object, and its range is wrong
+    (root / "pred/seen" / f"{STEMS[2]}.png").unlink()
+    found = problems(root)
+    assert len(found) == 3 and sum("frame_nums" in line for line in found) == 2
+    assert any(f"seen/{STEMS[2]}.png: the prediction is missing" in line for line in found)
+    (root / "val/valid_meta.json").unlink()  # without a meta the objects come from the masks
+    (root / "val/Annotations/seen" / f"{STEMS[4]}.png").write_bytes(b"")
+    found = problems(root)
+    assert len(found) == 2 and STEMS[2] in found[1] and str(root / "val/Annotations/seen" / STEMS[4]) in found[0]
+
+
+def test_salient_masks_are_checked_beside_other_problems(root):
+    (root / "val/Annotations/seen").rename(root / "val/Annotations/VjokbOOs")
+    (root / "pred/seen").rename(root / "pred/VjokbOOs")
+    objects = {"1": span(), "2": span()}
+    meta = {"videos": {"VjokbOOs": {"objects": objects}, "8lxxCA5h": {"objects": {"1": span()}}}}
+    (root / "val/valid_meta.json").write_text(json.dumps(meta))
+    for stem in STEMS:
+        Image.new("L", (60, 40), 3).save(root / "pred/VjokbOOs" / f"{stem}.png")
+    found = problems(root, task="unsupervised_single")
+    assert any("8lxxCA5h: the folder with 8 predictions is missing" in line for line in found)
+    assert sum("no salient mask: its values are {3}" in line for line in found) == len(STEMS)
+
+
 def test_frames_that_the_protocol_leaves_out_may_be_missing(root):
     whole = score(root).scores["global"]
     for side in ("pred", "val/Annotations"):
@@ -151,6 +176,98 @@ def test_provenance_knows_the_bytes(root):
     assert first["files"] == {"ground_truth": 12, "predictions": 12} and list(first["lists"]) == ["unseen.txt"]
 
 
+def as_is(root):
+    pass
+
+
+def strangers(root):
+    """Videos, frames and files that nobody asked for, and old results."""
+    (root / "pred/other").mkdir()
+    (root / "pred/other" / f"{STEMS[0]}.png").write_bytes(b"junk")
+    for name in ("seen/99999999.png", "seen/notes.txt", ".DS_Store", "global_results-valid.csv",
+                 "per-sequence_results-valid.csv"):
+        (root / "pred" / name).write_bytes(b"J&F-Mean\n1.0\n")
+
+
+def renamed(root):
+    for side in ("pred", "val/Annotations"):
+        (root / side / "seen").rename(root / side / "ви део 視, 1")
+    meta = json.loads((root / "val/valid_meta.json").read_text())["videos"]
+    meta["ви део 視, 1"] = meta.pop("seen")
+    (root / "val/valid_meta.json").write_text(json.dumps({"videos": meta}))
+
+
+@pytest.mark.parametrize("change", [as_is, strangers, renamed])
+def test_what_changes_no_number(root, change):
+    change(root)
+    found = score(root)
+    assert found.findings == () and found.jf == (14 / 16 + 1) / 2  # objects 15 pixels wide, a pixel off
+
+
+def add_video_without_objects(root):
+    meta = json.loads((root / "val/valid_meta.json").read_text())
+    meta["videos"]["empty"] = {"objects": {}}
+    (root / "val/valid_meta.json").write_text(json.dumps(meta))
+
+
+def draw(value):
+    """Write this value into the first pixel of every prediction and, for void, of every true mask."""
+    def change(root):
+        for path in (root / ("val/Annotations" if value == 255 else "pred")).rglob("*.png"):
+            labels = np.array(Image.open(path))
+            labels[0, 0] = value
+            write_labels(path, labels)
+    return change
+
+
+@pytest.mark.parametrize(("change", "kind", "strict_refuses"), [
+    (add_video_without_objects, "no_objects", True),
+    (lambda root: write_meta(root, {"1": span(), "2": span(), "9": span()}), "never_in_truth", True),
+    (lambda root: write_meta(root, {"1": span(), "01": span(), "2": span()}), "same_id_twice", True),
+    (lambda root: write_meta(root, {"1": span()}), "unknown_label_in_truth", True),
+    (lambda root: write_meta(root, {"1": span(frame_nums=9), "2": span()}), "range_ends_early", False),
+    (lambda root: (root / "val/valid_meta.json").unlink(), "no_meta", True),
+    (lambda root: (root / "unseen.txt").write_text("\n"), "no_unseen_video", False),
+    (draw(77), "unknown_label_in_prediction", True), (draw(255), "void", False)])
+def test_what_the_audit_finds(root, change, kind, strict_refuses):
+    change(root)
+    assert kind in findings(root)
+    if strict_refuses:
+        assert any(line.startswith(f"--strict: {kind}: ") for line in problems(root, strict=True))
+    else:
+        score(root, strict=True)
+
+
+@pytest.mark.parametrize(("task", "protocol", "needed"), [
+    ("unsupervised_multiple", "lvos", True), ("semi-supervised", "v1-2022", True), ("semi-supervised", "lvos", False)])
+def test_which_protocols_need_the_first_and_the_last_frame(root, task, protocol, needed):
+    for stem in (STEMS[0], STEMS[-1]):
+        (root / "pred/seen" / f"{stem}.png").unlink()
+    if needed:
+        assert len(problems(root, task=task, protocol=protocol)) == 2
+    else:
+        score(root, task=task, protocol=protocol)
+
+
+@pytest.mark.parametrize(("objects", "wanted"), [
+    ({"1": span(frame_nums=7)}, "more than frame_nums, 7"), ({"1": span(frame_nums=1)}, "at least 2"),
+    ({"1": span(end=10**19)}, "more than frame_nums, 8"), ({"1": span(frame_nums=10**13)}, "no video"),
+    ({"one": span()}, "objects.one is 'one', not a whole number"),
+    ({"1": span(start=2, end=42)}, "00000007.png: the ground truth is missing"),
+    ({}, "no video with objects to score")])
+def test_metas_that_cannot_be_scored(root, objects, wanted):
+    write_meta(root, objects)
+    assert any(wanted in line for line in problems(root))
+
+
+def test_files_under_other_names_are_missing_and_the_name_is_told(root):
+    folder = root / "pred/seen"
+    for stem in STEMS:
+        (folder / f"{stem}.png").rename(folder / f"{stem}.jpg")
+    found = problems(root)
+    assert len(found) == 6 and all("(there is " in line and ".jpg; names must" in line for line in found)
+
+
 def outside(root):
     return root.with_name(root.name + "_scores")
 
@@ -182,6 +299,9 @@ def test_bad_names_are_one_line_each(root):
                          (["--unseen", root / "nowhere"], "not a readable list"),
                          (["--output", root / "val/scores"], "only read"),
                          (["--data", root / "val", "--output", root / "pred/scores"], "only read"),
+                         (["--output", root / "unseen.txt"], "unseen.txt is a file"),
+                         (["--output", root / "unseen.txt/below"], "unseen.txt is a file"),
+                         (["--protocl", "lvos"], "unrecognized arguments"),
                          (["--split", "test"], "'test' not found")):
         failed = command(root, *more)
         assert failed.returncode == 2 and wanted in failed.stderr and "Traceback" not in failed.stderr, failed.stderr

@@ -136,6 +136,14 @@ def test_everything_wrong_in_a_meta_is_told_at_once(tmp_path):
         "b.objects is missing or no table", "c.objects is missing or no table"]
 
 
+def test_a_list_of_videos_that_is_no_text_is_an_error(tmp_path):
+    add_video(tmp_path / "JPEGImages", "480p/a")
+    (tmp_path / "ImageSets/2017").mkdir(parents=True)
+    (tmp_path / "ImageSets/2017/val.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"val\.txt: not a readable list"):
+        open_videos(tmp_path, "val")
+
+
 def test_attributes_and_captions_come_from_files_beside_the_meta(tmp_path):
     add_video(tmp_path / "val", "a")
     (tmp_path / "val/val_meta.json").write_text(lvos_meta(a={"1": (1, 11, 2), "2": (1, 11, 2)}))
