@@ -3,8 +3,8 @@
     python -m benchmarks.memory --output runs/memory --budget small
 
 Stages, each skipped where its result is there already, so that the command can be stopped and repeated: generate the
-videos, train one small network, train each kind of memory from its weights (equal steps, equal clips), segment and
-score every row of the table, write OUT/table.md, OUT/results.json and OUT/curves.png.
+videos, train one small network (or take --weights, an AOT-T's), train each kind of memory from its weights (equal
+steps, equal clips), segment and score every row of the table, write OUT/table.md, OUT/results.json and OUT/curves.png.
 """
 
 from __future__ import annotations
@@ -115,10 +115,12 @@ def main() -> None:
     results: dict[str, list[dict]] = {}
     for seed in range(arguments.seeds):
         folder = out / f"seed_{seed}"
-        first = trained(folder / "first", "demo", data, seed, budget.first_steps, [])
+        first = Path(arguments.weights).resolve() if arguments.weights else trained(
+            folder / "first", "demo", data, seed, budget.first_steps, [])
+        recipe = "memory_benchmark_aott" if arguments.weights else "memory_benchmark"
         for row in rows:
             run_folder = folder / row.network.replace(", ", "_").replace(" ", "_")
-            weights = trained(run_folder, "memory_benchmark", data, seed, budget.second_steps,
+            weights = trained(run_folder, recipe, data, seed, budget.second_steps,
                               [*NETWORKS[row.network], f"train.weights={first}"])
             scores = folder / f"scores_{data.name}"
             results.setdefault(row.name, []).append(scored(row, weights, videos, scores))
@@ -137,6 +139,8 @@ def parse() -> argparse.Namespace:
                                        + "; ".join(row.name for row in ROWS))
     parser.add_argument("--data", help="another data root, to train on its train split and score its val split, "
                                        "such as one made with --cutouts (default: generated into OUTPUT/data)")
+    parser.add_argument("--weights", help="AOT-T weights to begin from (ours, or under the official names), "
+                                          "instead of a small network trained from nothing")
     parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
     return parser.parse_args()
 

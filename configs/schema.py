@@ -103,6 +103,7 @@ class TrainConfig(Section):
     global_interval: Positive = 1  # as memory.global_interval, in training clips (DDMemory; ours)
     detach_every: Annotated[int, Field(ge=0)] = 0  # frames between cuts of back-propagation through the memory; 0: none
     returns: Share = 0.0  # share of the clips in which an object leaves and comes back (DDMemory's last stage; ours)
+    stale_local: Share = 0.0  # probability that a clip's short-term memory stays at its reference (DDMemory; ours)
     previous_frame_reference: bool = False  # the second frame is given as a reference too
     shuffle_identities: bool = True
     augmentation: Literal["v1", "v2"] = "v1"  # DeAOT: v2

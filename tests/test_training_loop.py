@@ -13,7 +13,9 @@ import torch
 from common.command import Terminated
 from common.errors import TrainingDiverged, UserError
 from configs import load_config
+from datasets.mixture import Mixture, batches
 from models import build_network, load_state, load_weights
+from models.noise import SampleNoise
 from tests.conftest import REPOSITORY
 from tests.training_helper import SETTINGS, lines, quick_run, small_data, tiny
 from training.checkpoints import checkpoints, load_newest, save_checkpoint
@@ -106,8 +108,6 @@ def test_micro_batches_equal_the_larger_batch(data):
     torch.manual_seed(0)
     config = tiny(data, "train.batch=4", "model.drop_path=0.3")
     network = build_network(config).double()
-    from datasets.mixture import Mixture, batches
-    from models.noise import SampleNoise
 
     gradients = []
     for accumulate in (1, 2):
@@ -121,6 +121,21 @@ def test_micro_batches_equal_the_larger_batch(data):
         gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-10)
+
+
+def test_a_stale_local_memory_knows_the_reference_only(data):
+    """Without a long-term memory of later frames, what a later frame showed then changes nothing that follows."""
+    def losses(stale: float, frame_two: int) -> torch.Tensor:
+        config = tiny(data, f"train.stale_local={stale}", "train.frames=4", "memory.gap=9999")
+        torch.manual_seed(0)
+        network = build_network(config).eval()
+        batch = next(iter(batches(Mixture(config), 0, 1)))
+        masks = batch.masks.clone()
+        masks[frame_two] = masks[frame_two].flip(-1)  # true masks are remembered
+        return ClipModel(network, config)(batch.frames, masks, batch.objects, 0, batch.slots)["frame_losses"][-1]
+
+    assert torch.equal(losses(1.0, 2), losses(1.0, 1))
+    assert not torch.equal(losses(0.0, 2), losses(0.0, 1))
 
 
 def test_an_infinite_loss_stops_and_keeps_the_batch(data, tmp_path):

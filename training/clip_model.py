@@ -56,6 +56,7 @@ class ClipModel(nn.Module):
             return frame_loss(logits, masks[index], objects, share)
 
         state = network.start(features[0], masks[0], objects, self.memory, slots, own_predictions)
+        stale = train.stale_local > 0 and float(torch.rand(())) < train.stale_local  # on the host, alike on all ranks
         references = 2 if train.previous_frame_reference else 1
         reference_losses, losses, predictions = [], [], []
         for index in range(count):
@@ -66,7 +67,10 @@ class ClipModel(nn.Module):
                 labels = hard_labels(logits.detach())
                 predictions.append(labels)
                 if index < count - 1:
+                    local = state.short
                     state = network.memorise(tokens, labels if own_predictions else masks[index], state)
+                    if stale:  # only the long-term memory can know what happened since
+                        state.short = local
                     if train.detach_every and index % train.detach_every == 0:
                         state = state.detach()
                 continue
