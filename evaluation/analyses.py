@@ -184,8 +184,9 @@ def _of_several(course: Course) -> bool:
 
 
 def _switches(courses: Sequence[Course], each: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Over objects of videos with at least two."""
-    chosen = [item for course, item in zip(courses, each, strict=True) if _of_several(course)]
+    """Over objects of videos with at least two; proposals without ids of their own have none."""
+    chosen = [item for course, item in zip(courses, each, strict=True)
+              if _of_several(course) and item["share"] is not None]
     return {"objects": len(chosen), "switches": sum(item["switches"] for item in chosen),
             "objects_with_switches": sum(item["switches"] > 0 for item in chosen),
             "share": _mean(item["share"] for item in chosen)}

@@ -97,14 +97,15 @@ def misses(j: np.ndarray, area_predicted: np.ndarray, visible: np.ndarray) -> di
     return {"miss": float((~predicted).mean()), "off_target": float((predicted & (j[visible] < 0.1)).mean())}
 
 
-def switches(taken_for: np.ndarray, own: int) -> dict[str, int | float]:
+def switches(taken_for: np.ndarray, own: int) -> dict[str, int | float | None]:
     """Changes of identity: how often the prediction goes over from its own object to another one, and the share of
-    frames that it spends on another one. ``taken_for`` (m,): the true object it covers with IoU >= 0.5, -1 for none."""
+    frames that it spends on another one, None without a frame. ``taken_for`` (m,): the true object it covers with
+    IoU >= 0.5, -1 for none."""
     covered = taken_for[taken_for >= 0]
     before = np.concatenate(([own], covered[:-1])) if len(covered) else covered
     count = int(((covered != own) & (before == own)).sum())
     elsewhere = (taken_for >= 0) & (taken_for != own)
-    return {"switches": count, "share": float(elsewhere.mean()) if len(elsewhere) else 0.0}
+    return {"switches": count, "share": float(elsewhere.mean()) if len(elsewhere) else None}
 
 
 def by_length(found: list[list[Absence]], seconds: float) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ def write(evaluation: Evaluation, folder: str | Path) -> list[Path]:
              "frames.csv": frames_csv(evaluation)}
     analyses = evaluation.scores["analyses"]
     texts |= {f"analysis_{table}.csv": table_csv(analyses[table]) for table in (*TABLES, "objects") if analyses[table]}
+    texts["analysis_summary.csv"] = summary_csv(evaluation)
     for file, text in texts.items():
         write_text(folder / file, text)
     write_json(folder / "scores.json", evaluation.scores)
@@ -81,6 +82,18 @@ def frames_csv(evaluation: Evaluation) -> str:
 def table_csv(rows: Sequence[dict[str, Any]]) -> str:
     """A table of the analyses: a column a key, full precision, an empty field for what there is not."""
     return _csv([list(rows[0]), *([None if _is_nan(value) else value for value in row.values()] for row in rows)])
+
+
+def summary_csv(evaluation: Evaluation) -> str:
+    """The analyses that are single numbers, one a line: analysis, measure, value."""
+    analyses = evaluation.scores["analyses"]
+    rows: list[Sequence[Any]] = [["analysis", "measure", "value"]]
+    for name in ("drift", "false_alarms", "misses", "identity_switches"):
+        rows += [[name, measure, value] for measure, value in analyses[name].items()]
+    for column, found in analyses["confidence_95"].items():
+        if isinstance(found, dict):
+            rows += [["confidence_95", f"{column} {end}", None if _is_nan(found[end]) else found[end]] for end in found]
+    return _csv(rows)
 
 
 def _is_nan(value: Any) -> bool:

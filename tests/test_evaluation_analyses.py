@@ -82,6 +82,7 @@ def test_switches_count_departures_from_the_own_object():
     found = events.switches(np.array([0, -1, 1, 1, -1, 0, 2, 0]), own=0)
     assert found == {"switches": 2, "share": 3 / 8}
     assert events.switches(np.array([1, 1]), own=0)["switches"] == 1
+    assert events.switches(np.empty(0, int), own=0) == {"switches": 0, "share": None}
 
 
 def track(boxes, size=(100, 200)):

@@ -283,6 +283,8 @@ def test_the_command_writes_everything_and_nothing_into_the_inputs(root):
     done = command(root)
     assert done.returncode == 0, done.stderr
     assert {path: path.read_bytes() for side in ("val", "pred") for path in (root / side).rglob("*.*")} == before
+    summary = (outside(root) / "analysis_summary.csv").read_text().splitlines()
+    assert "identity_switches,switches,0" in summary and "misses,miss,0.0" in summary
     page = (outside(root) / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") >= 4 and page.count("<svg") == 3
     assert "No curve over minutes: every visible frame lies in the same 30 seconds" in page
