@@ -13,7 +13,7 @@ from evaluation import attributes, events
 from evaluation.aggregate import Entry, columns_of, object_numbers
 from evaluation.bootstrap import intervals
 from evaluation.protocols import STEP, Plan, ScoredVideo
-from evaluation.scoring import AllScores
+from evaluation.scoring import AllScores, Track
 
 BINS = 20  # of relative time
 MINUTES = 0.5  # width of a bin of absolute time
@@ -57,7 +57,8 @@ def analyse(plan: Plan, scores: AllScores, entries: Sequence[Entry], objects: Se
     seconds = _frame_seconds(plan, courses)
     absent = [events.absences(course.j, course.jf, course.visible, course.appeared) for course in courses]
     each = [_of_object(plan, course) for course in courses]
-    stated = {video.name: _attributes(video, scores.videos[i].tracks) for i, video in enumerate(plan.videos)}
+    stated = {video.name: _attributes(video, found.tracks, _given(plan))
+              for video, found in zip(plan.videos, scores.videos, strict=True)}
     return {
         "seconds_a_frame": seconds,
         "confidence_95": intervals(objects, columns_of(plan.protocol)),
@@ -83,11 +84,14 @@ def _course(plan: Plan, entry: Entry) -> Course:
     scored = entry.video.objects[entry.matched]
     numbers = np.array([_number(stem, place) for place, stem in enumerate(scored.stems)], float)
     first = _number(entry.video.stems[0], 0) if entry.video.stems else 0
-    # Where the protocol leaves out the first frame of an object, the object was given, so visible, there.
-    given = plan.task == "semi-supervised" and plan.protocol != "v1-2022"
     return Course(entry, object_numbers(entry, plan.protocol, clean=True), track.J[row],
                   (track.J[row] + track.F[row]) / 2, track.area_true > 0, track.area_predicted[row],
-                  track.size.astype(np.int64).prod(axis=1), (numbers - first) / RATES[plan.protocol], given)
+                  track.size.astype(np.int64).prod(axis=1), (numbers - first) / RATES[plan.protocol], _given(plan))
+
+
+def _given(plan: Plan) -> bool:
+    """Whether every object was given, so visible, in a frame that the protocol leaves out."""
+    return plan.task == "semi-supervised" and plan.protocol != "v1-2022"
 
 
 def _number(stem: str, place: int) -> int:
@@ -113,8 +117,8 @@ def _of_object(plan: Plan, course: Course) -> dict[str, Any]:
     }
 
 
-def _attributes(video: ScoredVideo, tracks: Sequence[Any]) -> tuple[tuple[str, ...], str]:
-    return (video.attributes, "meta") if video.attributes else (attributes.from_masks(tracks), "masks")
+def _attributes(video: ScoredVideo, tracks: Sequence[Track], given: bool) -> tuple[tuple[str, ...], str]:
+    return (video.attributes, "meta") if video.attributes else (attributes.from_masks(tracks, given), "masks")
 
 
 def _by_attribute(courses: Sequence[Course], stated: dict[str, tuple[tuple[str, ...], str]]) -> list[dict[str, Any]]:

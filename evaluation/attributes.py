@@ -20,13 +20,16 @@ LOW = 0.1  # mean share of the image that the bounding box takes
 SCALES = 2.0  # ratio of the areas of any two bounding boxes
 
 
-def from_masks(tracks: Sequence[Track]) -> tuple[str, ...]:
-    """FM, LR, OV, SV and LRA of a video, in this order, each where any of its objects (one track each) has it."""
-    found = {name for track in tracks for name in _of_object(track)}
+def from_masks(tracks: Sequence[Track], appeared: bool = False) -> tuple[str, ...]:
+    """FM, LR, OV, SV and LRA of a video, in this order, each where any of its objects (one track each) has it.
+
+    ``appeared``: every object was visible in a frame before its track.
+    """
+    found = {name for track in tracks for name in _of_object(track, appeared)}
     return tuple(name for name in ("FM", "LR", "OV", "SV", "LRA") if name in found)
 
 
-def _of_object(track: Track) -> set[str]:
+def _of_object(track: Track, appeared: bool) -> set[str]:
     visible = track.area_true > 0
     if not visible.any():
         return set()
@@ -46,6 +49,6 @@ def _of_object(track: Track) -> set[str]:
     for start, end in runs(~visible):
         if (start and touches[start - 1]) or (end < len(visible) and touches[end]):
             found.add("OV")  # gone, and at the image's border just before or after
-        if start and end < len(visible) and end - start >= LONG_ABSENCE:
+        if (start or appeared) and end < len(visible) and end - start >= LONG_ABSENCE:
             found.add("LRA")
     return found

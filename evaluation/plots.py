@@ -16,7 +16,7 @@ def bars(labels: Sequence[str], values: Sequence[float | None], title: str) -> s
     figure, axes = _figure(title, height=max(1.6, 0.9 + 0.24 * len(labels)))
     places = np.arange(len(labels))
     axes.barh(places, [100 * (value or 0) for value in values], color=BLUE)
-    axes.set_yticks(places, labels)
+    axes.set_yticks(places, [label.replace("$", r"\$") for label in labels])  # no formula
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("J&F, percent")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evaluation import bootstrap, events
+from evaluation import bootstrap, events, plots
 from evaluation.aggregate import DAVIS_COLUMNS, LVOS_COLUMNS, entries_of, headline
 from evaluation.analyses import analyse
 from evaluation.attributes import from_masks
@@ -106,6 +106,8 @@ def test_attributes_from_masks():
     assert from_masks([track([(10, 60, 100, 200), None, still])]) == ("OV",)
     assert from_masks([track([still, None, still])]) == ()
     assert from_masks([track([still, *[None] * 20, still])]) == ("LRA",)
+    assert from_masks([track([*[None] * 20, still])]) == ()
+    assert from_masks([track([*[None] * 20, still])], appeared=True) == ("LRA",)
     assert from_masks([track([None])]) == ()
 
 
@@ -240,3 +242,11 @@ def test_an_object_whose_range_holds_no_frame_has_no_false_alarms():
     empty = np.zeros(0)
     found = events.false_alarms(empty, empty, np.zeros(0, bool), appeared=False)
     assert found == {"absent_frames": 0, "rate": None, "tolerant_rate": None, "area": None}
+
+
+def test_a_plot_takes_any_name_and_says_how_many_objects_a_point_is_the_mean_of():
+    assert "$x^{$" in plots.bars(["$x^{$", "b"], [None, 0.5], "J&F by attribute")
+    svg = plots.curve([0.25, 0.75], [0.9, 0.8], [3, 1], 1.0, "J&F of visible frames", "minutes")
+    for text in ("mean over objects", "objects (right)", "minutes", "J&amp;F, percent", "3"):
+        assert f">{text}<" in svg
+    assert ">straight line<" not in svg  # two points are one by themselves

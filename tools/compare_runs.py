@@ -27,7 +27,7 @@ from evaluation.report import number, percent, render
 
 @dataclass(frozen=True)
 class Result:
-    """One ``scores.json``, NaN as float NaN, under a short name."""
+    """One ``scores.json``, with None for NaN, under a short name."""
 
     name: str
     path: Path
