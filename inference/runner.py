@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import queue
 import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -19,7 +21,8 @@ from common.files import write_json, written_whole
 from common.progress import Progress
 from configs import Config
 from datasets.readers import write_labels
-from inference.predictor import Predictor
+from inference.lanes import Lane
+from inference.predictor import Picture, Predictor
 from inference.results import Cost, Outputs, discard
 from inference.sources import Frame, Source, decode_ahead
 from inference.writer import Overlays, Writer, probabilities_to_write, write_scores
@@ -40,6 +43,9 @@ def run_videos(predictor: Predictor, sources: Sequence[Source], outputs: Outputs
     """
     total = sum(len(source) for source in sources) if all(len(source) for source in sources) else None
     begun, stop, lock = time.perf_counter(), threading.Event(), threading.Lock()
+    free: queue.SimpleQueue[tuple[Predictor, Lane]] = queue.SimpleQueue()
+    for _ in range(min(streams, max(1, len(sources)))):
+        free.put((predictor.fork(), Lane(predictor.device)))
     with Progress(total, "segmenting") as progress:
         def advance() -> None:
             if stop.is_set():
@@ -49,7 +55,11 @@ def run_videos(predictor: Predictor, sources: Sequence[Source], outputs: Outputs
 
         def work(source: Source) -> None:
             discard(outputs, source.name)
-            record = segment_video(predictor.fork(), source, outputs, advance)
+            own, lane = free.get()
+            try:
+                record = segment_video(own, source, outputs, advance, lane)
+            finally:
+                free.put((own, lane))
             write_json(outputs.record(source.name), record)
 
         if streams == 1:
@@ -69,36 +79,41 @@ def run_videos(predictor: Predictor, sources: Sequence[Source], outputs: Outputs
 
 
 def segment_video(predictor: Predictor, source: Source, outputs: Outputs,
-                  advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
+                  advance: Callable[[], None] = lambda: None, lane: Lane | None = None) -> dict[str, Any]:
     """Segment one video from its first frame to its last; one PNG for every frame.
 
     Returns:
         the video's record: what it was, frames, size, seconds of the model and of the whole, bytes of its memory.
     """
-    begun, model_seconds, count, started = time.perf_counter(), 0.0, 0, False
+    begun, count, started = time.perf_counter(), 0, False
+    lane = lane or Lane(predictor.device)
+    lane.begin_video()
     predictor.keep_probabilities = outputs.scores
     predictor.inspect = outputs.inspect
     size: tuple[int, ...] = ()
     with ExitStack() as stack:
-        films = None
+        stack.enter_context(lane.active())
+        films = film_writer = None
         if outputs.overlays:
             films = Overlays(outputs.overlays_of(source.name), outputs.film(source.name), source.rate)
             stack.callback(films.abandon)
+            film_writer = stack.enter_context(Writer())
         log = stack.enter_context(_log(outputs, source.name))
-        writer = stack.enter_context(Writer())
-        for frame in stack.enter_context(closing(decode_ahead(source))):
+        writer = stack.enter_context(Writer(lane.writers))
+        staged = ((frame, lane.stage(frame.image)) for frame in source)
+        for frame, picture in stack.enter_context(closing(decode_ahead(staged))):
             size = size or frame.image.shape[:2]
             _check(frame, size)
-            clock = time.perf_counter()
-            labels, started = _segment(predictor, frame, started)
-            model_seconds += time.perf_counter() - clock
-            writer.put(write_labels, outputs.masks_of(source.name) / f"{frame.stem}.png", labels)
+            with lane.timed():
+                labels, started = _segment(predictor, frame, picture, started)
+                landed = lane.land(labels)
+            writer.put(_write_mask, outputs.masks_of(source.name) / f"{frame.stem}.png", landed)
             if outputs.scores and started:
-                scores = probabilities_to_write(predictor.probabilities, frame.given, labels, predictor.object_ids)
+                scores = probabilities_to_write(predictor.probabilities, frame.given, landed(), predictor.object_ids)
                 writer.put(write_scores, outputs.scores_of(source.name) / f"{frame.stem}.npz", scores,
                            predictor.object_ids)
-            if films:
-                writer.put(films.add, frame.stem, frame.image, labels)
+            if films and film_writer:
+                film_writer.put(_add_picture, films, frame, landed)
             if log and started:
                 log.write(json.dumps({"stem": frame.stem, **predictor.inspection()}) + "\n")
             count += 1
@@ -106,8 +121,9 @@ def segment_video(predictor: Predictor, source: Source, outputs: Outputs,
         if not started:
             raise UserError(f"{source.name}: {'no mask gives an object' if count else 'has no frames'}; check the "
                             "folders of the video")
-        if films:
-            writer.put(films.finish)
+        if films and film_writer:
+            film_writer.put(films.finish)
+        model_seconds = lane.seconds()
     return {"video": source.name, "frames": count, "height": size[0], "width": size[1],
             "objects": len(predictor.object_ids), "memory_bytes": predictor.num_bytes(),
             "model_seconds": round(model_seconds, 4), "seconds": round(time.perf_counter() - begun, 4),
@@ -115,14 +131,22 @@ def segment_video(predictor: Predictor, source: Source, outputs: Outputs,
             "scores": outputs.scores, "fingerprint": source.fingerprint()}
 
 
-def _segment(predictor: Predictor, frame: Frame, started: bool) -> tuple[np.ndarray, bool]:
-    """The frame's label map, and whether the video has begun (an object was given)."""
+def _segment(predictor: Predictor, frame: Frame, picture: Picture, started: bool) -> tuple[Picture | np.ndarray, bool]:
+    """The label map of the frame, whose image is ``picture``, and whether the video has begun (an object was given)."""
     gives = frame.given is not None and bool(((frame.given > 0) & (frame.given < 255)).any())
     if not started:
         if not gives:
             return np.zeros(frame.image.shape[:2], np.uint8), False
-        return predictor.start(frame.image, frame.given), True
-    return (predictor.add_objects(frame.image, frame.given) if gives else predictor.step(frame.image)), True
+        return predictor.start(picture, frame.given), True
+    return (predictor.add_objects(picture, frame.given) if gives else predictor.step(picture)), True
+
+
+def _write_mask(path: Path, labels: Callable[[], np.ndarray]) -> None:
+    write_labels(path, labels())
+
+
+def _add_picture(films: Overlays, frame: Frame, labels: Callable[[], np.ndarray]) -> None:
+    films.add(frame.stem, frame.image, labels())
 
 
 def _check(frame: Frame, size: tuple[int, ...]) -> None:

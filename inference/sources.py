@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import cv2
+import numpy as np
 
 from datasets.headers import image_size
 from datasets.own_video import OwnFrame as Frame
@@ -19,6 +23,7 @@ from datasets.records import Video
 
 Item = TypeVar("Item")
 AHEAD = 4  # frames decoded before they are needed
+READERS = max(1, min(4, (os.cpu_count() or 1) // 2))  # images of one video decoded at once
 
 
 class Source(Protocol):
@@ -58,9 +63,9 @@ class DatasetSource:
 
     def __iter__(self) -> Iterator[Frame]:
         given = given_labels(self.video, self.objects)
-        for stem in self.video.frames:
-            path = self.video.image_path(stem)
-            yield Frame(stem, read_image(path), given.get(stem), str(path))
+        paths = {stem: self.video.image_path(stem) for stem in self.video.frames}
+        for (stem, path), image in zip(paths.items(), read_in_order(paths.values()), strict=True):
+            yield Frame(stem, image, given.get(stem), str(path))
 
     def size(self) -> tuple[int, int]:
         width, height = image_size(self.video.image_path(self.video.frames[0]))
@@ -93,6 +98,21 @@ class OwnSource:
         path = self.video.path
         masks = [part for stem, labels in sorted(self.video.given.items()) for part in (stem, labels.tobytes())]
         return _digest(path.resolve(), path.stat().st_size if path.is_file() else len(self), *masks)
+
+
+def read_in_order(paths: Iterable[Path], threads: int = READERS) -> Iterator[np.ndarray]:
+    """Images in order, up to ``threads`` being decoded at once."""
+    if threads == 1:
+        yield from map(read_image, paths)
+        return
+    with ThreadPoolExecutor(threads, "read-image") as pool:
+        reading: deque[Future[np.ndarray]] = deque()
+        for path in paths:
+            reading.append(pool.submit(read_image, path))
+            if len(reading) >= threads:
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()
 
 
 def _film_rate(path: Path) -> float | None:

@@ -25,16 +25,17 @@ FILM_RATE = 6.0  # frames/s of an overlay film where the source has no rate: LVO
 
 
 class Writer:
-    """Runs file writing in one background thread, in order. Use as a context manager.
+    """Runs file writing in the background, in order (with one thread). Use as a context manager.
 
-    The first error (a full disk, say) is raised at the next call or at the end; nothing is written after it.
+    The first error (a full disk, say) is raised at the next call or at the end; nothing is begun after it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
         self._tasks: queue.Queue[tuple[Callable[..., None], tuple] | None] = queue.Queue(maxsize=BEHIND)
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="write-behind", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._work, name="write-behind", daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def put(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call ``function(*arguments)`` soon; waits where too much is waiting already."""
@@ -45,8 +46,10 @@ class Writer:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        self._tasks.put(None)
-        self._thread.join()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
         if kind is None:
             self._raise()
 
@@ -57,7 +60,7 @@ class Writer:
                 try:
                     function(*arguments)
                 except BaseException as error:  # raised again in the caller's thread
-                    self._error = error
+                    self._error = self._error or error
 
     def _raise(self) -> None:
         if self._error is not None:

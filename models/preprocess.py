@@ -34,12 +34,14 @@ def prepare_frame(frame: np.ndarray | Tensor, size: tuple[int, int], device: tor
                   dtype: torch.dtype = torch.float32) -> Tensor:
     """Resize and normalise one RGB frame, (H, W, 3) uint8, to (1, 3, h, w).
 
-    The resize is cubic in float32 over 0..255, and overshoot is not clipped. An array is resized by OpenCV, as the
-    official code does; a tensor stays on its device and is resized by torch with the same kernel (a = -0.75), equal
-    to float32 rounding.
+    The resize is cubic in float32 over 0..255, and overshoot is not clipped. For the processor an array is resized by
+    OpenCV, as the official code does; all else is resized by torch on ``device`` with the same kernel (a = -0.75),
+    equal to float32 rounding.
     """
+    if not isinstance(frame, Tensor) and device.type != "cpu":
+        frame = torch.from_numpy(np.ascontiguousarray(frame))
     if isinstance(frame, Tensor):
-        image = frame.to(device).permute(2, 0, 1).unsqueeze(0).float()  # (1, 3, H, W)
+        image = frame.to(device, non_blocking=True).permute(2, 0, 1).unsqueeze(0).float()  # (1, 3, H, W)
         if image.shape[-2:] != size:
             image = F.interpolate(image, size, mode="bicubic", align_corners=False)
     else:
@@ -47,8 +49,7 @@ def prepare_frame(frame: np.ndarray | Tensor, size: tuple[int, int], device: tor
 
         if frame.shape[:2] != size:
             frame = cv2.resize(frame.astype(np.float32), size[::-1], interpolation=cv2.INTER_CUBIC)
-        # Bytes travel as bytes; a resized frame as float32.
-        image = torch.from_numpy(np.ascontiguousarray(frame)).to(device, non_blocking=True)
+        image = torch.from_numpy(np.ascontiguousarray(frame))
         image = image.permute(2, 0, 1).unsqueeze(0).float()
     return normalise(image).to(dtype)
 

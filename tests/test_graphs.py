@@ -1,15 +1,18 @@
 """Graphs of a frame: what is recorded once gives the same masks and memory as what runs anew for every frame."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs import load_config, model_config_path, model_names
 from inference import Predictor
 from inference.graphs import KEPT, Graphs
+from inference.predictor import View
 from models.memory import POLICIES
+from tests.test_networks import on_fake_cuda
 
 SIZE = (49, 65)
 
@@ -165,5 +168,44 @@ def test_weights_kept_in_half_precision_give_autocasts_masks(model):
     assert min(same) > 0.98, same
 
 
-def test_every_model_has_a_place_here():
-    assert {"aott", "aots", "deaott", "r50_aotl", "swinb_deaotl", "ddmemory"} <= set(model_names())
+class Nothing:
+    """A recorder for fake tensors, whose work is never done again."""
+
+    session = staticmethod(nullcontext)
+
+    def begin(self):
+        pass
+
+    def end(self):
+        return lambda: None
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("model", ["aott", "ddmemory"])
+def test_a_graph_is_recorded_with_all_tensors_on_cuda(model, policy):
+    assert_steps_on_fake_cuda(predictor_of(model, f"memory.policy={policy}", "memory.gap=2", "memory.capacity=2",
+                                           "memory.global_interval=2"))
+
+
+@pytest.mark.parametrize("model", model_names())
+def test_every_model_is_recorded_with_all_tensors_on_cuda(model):
+    assert_steps_on_fake_cuda(predictor_of(model, "memory.gap=2"))
+
+
+def assert_steps_on_fake_cuda(predictor: Predictor) -> None:
+    """The predictor's own step, from the frame to the labels: no tensor elsewhere, nobody looks at a value."""
+    view = View((49, 65) if predictor.network.align_corners else (48, 64), False, [])
+    with FakeTensorMode() as mode:
+        predictor.network, predictor.device = on_fake_cuda(predictor.network, mode), torch.device("cuda")
+        predictor._graphs, predictor._size, predictor._views = Graphs(Nothing()), SIZE, [view]
+        with torch.device("cuda"), torch.inference_mode():
+            predictor._ids.ids, predictor._table = [3, 7], torch.zeros(256, dtype=torch.uint8)
+            frame = torch.zeros(*SIZE, 3, dtype=torch.uint8)
+            with predictor._precision():
+                features = predictor.network.encode(predictor._look(frame, view))
+                view.states.append(predictor.network.start(features, torch.zeros(1, *view.size, dtype=torch.uint8), 2))
+            for _ in range(5):  # the first runs without a graph, the second records
+                labels = predictor.step(frame)
+        assert labels.device.type == "cuda" and labels.shape == SIZE and labels.dtype == torch.uint8
+        graph = predictor._graphs.known[(SIZE, view.size, False, 2)]
+        assert len(graph.pieces) == predictor.config.model.blocks and view.states[0].frame == 5

@@ -7,17 +7,18 @@ import json
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from common.errors import UserError
+from common.ranks import Ranks
 from configs import load_config, model_config_path
 from datasets.readers import read_labels, write_labels
 from datasets.records import open_videos
 from inference import Predictor
-from inference.ranks import Ranks
 from inference.results import Outputs, claim, finished, identity, summarise
 from inference.runner import run_videos
-from inference.sources import DatasetSource, OwnSource, decode_ahead
+from inference.sources import DatasetSource, OwnSource, decode_ahead, read_in_order
 from inference.writer import Writer
 
 SIZE = (48, 64)
@@ -258,7 +259,7 @@ def test_videos_are_shared_out_longest_first_and_each_once():
     for index, length in enumerate((10, 3, 7, 8, 2)):
         videos.append(Fake(range(length)))
         videos[-1].name = str(index)
-    parts = [Ranks(rank, 2).share(videos) for rank in range(2)]
+    parts = [Ranks(rank, 2, torch.device("cpu")).share(videos) for rank in range(2)]
     assert sorted(video.name for part in parts for video in part) == list("01234")
     assert [sum(map(len, part)) for part in parts] == [15, 15]
     assert len(parts[0][0]) == 10
@@ -283,6 +284,37 @@ def test_decoding_ahead_keeps_order_is_bounded_and_hands_errors_over():
         for number in decode_ahead(numbers(fail=True)):
             got.append(number)
     assert got == [0, 1, 2]
+
+
+def test_images_that_several_threads_read_come_in_order(data):
+    """Where many processors decode, frames stay in order and a broken one is an error where it was due."""
+    paths = sorted((data / "val/JPEGImages/late").glob("*.jpg"))
+    for one, two in zip(read_in_order(paths, 1), read_in_order(paths, 3), strict=True):
+        assert np.array_equal(one, two)
+    paths[4].unlink()
+    running = read_in_order(paths, 3)
+    assert len([next(running) for _ in range(4)]) == 4
+    with pytest.raises(UserError, match=paths[4].name):
+        next(running)
+
+
+def test_several_writing_threads_write_all(tmp_path):
+    with Writer(3) as writer:
+        for number in range(40):
+            writer.put((tmp_path / str(number)).write_text, "x")
+    assert len(list(tmp_path.iterdir())) == 40
+
+
+def test_one_stream_takes_several_videos_one_after_the_other(predictor, data, tmp_path):
+    """A stream's predictor and lane begin each video anew."""
+    alone = [video for video in sources(data) if video.name == "short"]
+    run_videos(predictor, alone, Outputs(tmp_path / "one"))
+    cost = run_videos(predictor, [*sources(data), *sources(data)], Outputs(tmp_path / "two"), streams=2)
+    assert cost.frames == 18
+    one, two = masks_of(tmp_path / "one"), masks_of(tmp_path / "two")
+    assert len(one) == 3 and all(np.array_equal(mask, two[name]) for name, mask in one.items())
+    record = json.loads((tmp_path / "two/videos/short.json").read_text())
+    assert 0 < record["model_seconds"] <= record["seconds"]
 
 
 def test_the_writer_raises_what_failed():
