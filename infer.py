@@ -10,21 +10,18 @@ Run the same command again to continue after a stop: finished videos are skipped
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from common.command import run
 from common.errors import UserError, UserErrors
 from common.files import file_hash
+from common.ranks import PATIENCE, Ranks, joined_ranks
 from configs import Config
 from datasets.check import check_videos
 from datasets.records import open_videos
 from inference import Predictor
-from inference.ranks import Ranks, joined_ranks
 from inference.results import Outputs, claim, finished, identity, summarise
 from inference.runner import expected_bytes, run_videos
 from inference.sources import DatasetSource, OwnSource, Source
@@ -34,13 +31,13 @@ from models.memory import POLICIES
 
 def main() -> None:
     arguments = parse()
-    with joined_ranks() as ranks:
+    with joined_ranks(arguments.device, "gloo", PATIENCE) as ranks:  # which may even share a card
         infer(arguments, ranks)
 
 
 def infer(arguments: argparse.Namespace, ranks: Ranks) -> None:
-    device = choose_device(arguments.device)
-    predictor = Predictor(arguments.weights, arguments.model, arguments.config, device, arguments.settings)
+    predictor = Predictor(arguments.weights, arguments.model, arguments.config, ranks.device,
+                          arguments.settings)
     config = predictor.config
     if arguments.video:
         sources, objects = [OwnSource(arguments.video, arguments.mask)], "late"
@@ -59,7 +56,7 @@ def infer(arguments: argparse.Namespace, ranks: Ranks) -> None:
     cost = run_videos(predictor, ranks.share(waiting), outputs, config.inference.streams)
     costs = ranks.gather(cost)
     if ranks.first:
-        summary = summarise(outputs, own, config, device, costs)
+        summary = summarise(outputs, own, config, ranks.device, costs)
         print(f"{len(waiting)} videos segmented; all of {outputs.folder}: {summary['frames']} frames, "
               f"{summary['model_frames_per_second']} frames/s the model alone, {summary['frames_per_second']} the "
               f"whole, peak memory {summary['peak_bytes'] / 2**20:.0f} MiB")
@@ -113,15 +110,6 @@ def parse() -> argparse.Namespace:
     if arguments.data and arguments.mask:
         raise UserError("--mask: goes with --video; the masks of a data set are in its Annotations")
     return arguments
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device asked for, or the best there is; under torchrun each process takes its own."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device was found; use --device cpu, or see that a driver is installed")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 def data_set(arguments: argparse.Namespace, config: Config, ranks: Ranks) -> tuple[list[Source], str]:

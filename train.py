@@ -15,9 +15,9 @@ from pathlib import Path
 
 from common.allocator import keep_large_blocks
 from common.command import run
+from common.ranks import joined_ranks
 from configs import Config, load_config
 from training.loop import train
-from training.ranks import joined_ranks
 from training.run_folder import parts, reopened, settle
 
 

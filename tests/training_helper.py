@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from common.ranks import joined_ranks
 from configs import load_config
 from datasets.synthetic import make
-from training.ranks import joined_ranks
 from training.run_folder import parts, reopened, settle
 
 SETTINGS = [
@@ -23,12 +23,12 @@ def tiny(data: Path, *settings: str):
     return load_config(None, [*SETTINGS, f"data.root={data}", *settings])
 
 
-def quick_run(run: Path, config=None, resume: bool = False, settings=(), **options):
+def quick_run(run: Path, config=None, resume: bool = False, settings=(), device="cpu", **options):
     """What train.py does, in this process."""
     from training.loop import train
 
     settle(run, [config] if config else [], resume, list(settings))
-    with joined_ranks("cpu") as ranks:
+    with joined_ranks(device) as ranks:
         for part in parts(run):
             train(reopened(part, list(settings)) if resume else config, part, ranks, **options)
 

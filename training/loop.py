@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.command import Terminated
 from common.errors import TrainingDiverged, UserError
 from common.progress import Progress
+from common.ranks import Ranks
 from configs import Config, dump_config
 from datasets.mixture import Mixture, batches
 from models import build_network, load_state, load_weights, save_weights
@@ -22,7 +23,6 @@ from models.noise import SampleNoise
 from training.checkpoints import load_newest, save_checkpoint
 from training.clip_model import ClipModel
 from training.optimiser import Average, build_optimiser, set_learning_rate
-from training.ranks import Ranks
 from training.run_folder import Journal, save_batch
 from training.validation import validate
 

@@ -9,15 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
+from common.ranks import Ranks
 from configs import Config
 from datasets.records import list_splits, open_videos
 from inference.predictor import Predictor
-from inference.ranks import Ranks as Sharers
 from inference.results import Outputs
 from inference.runner import run_videos
 from inference.sources import DatasetSource
 from models import build_network, load_state
-from training.ranks import Ranks
 
 
 def validation_root(config: Config) -> Path | None:
@@ -51,7 +50,7 @@ def validate(config: Config, weights: dict[str, Tensor], folder: Path, ranks: Ra
     network = build_network(own)
     load_state(network, {name: value.detach() for name, value in weights.items()}, folder)
     found = open_videos(root, train.validate_split, objects=config.data.objects)
-    sources = Sharers(ranks.rank, ranks.count).share([DatasetSource(video, found.objects) for video in found.videos])
+    sources = ranks.share([DatasetSource(video, found.objects) for video in found.videos])
     run_videos(Predictor.from_config(own, network, ranks.device), sources, Outputs(folder))
     ranks.wait()
     return _scores(root, folder, train.validate_split, train.validate_protocol) if ranks.first else None
