@@ -118,7 +118,7 @@ def _check_masks(video: Video, size: tuple[int, int] | None, problems: Problems)
         size = size or here
         if header.kind != "PNG":
             problems.append(f"{path}: a {header.kind} file under this name; masks must be palette PNG")
-        elif header.mode not in ("palette", "greyscale"):
+        elif header.mode not in ("palette", "greyscale", *(("greyscale with alpha",) if video.binary else ())):
             problems.append(f"{path}: {header.mode} colours instead of a palette; convert the mask to a "
                             "palette or grey PNG with one index an object")
         elif here != size:

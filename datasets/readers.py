@@ -46,7 +46,7 @@ def read_labels(path: str | Path, binary: bool = False) -> np.ndarray:
 
     Args:
         path: PNG of mode P, L, 1 or 16-bit grey with values up to 255.
-        binary: every non-zero value becomes 1 (DAVIS-2016).
+        binary: every non-zero value becomes 1 (DAVIS-2016, one of whose masks is grey with alpha: the grey counts).
 
     Raises:
         UserError: missing, corrupt, not a PNG (a renamed JPEG), or colours instead of indices.
@@ -57,6 +57,8 @@ def read_labels(path: str | Path, binary: bool = False) -> np.ndarray:
         with Image.open(path) as image:
             if image.format != "PNG":
                 raise UserError(f"{path}: a {image.format} file under this name; masks must be palette PNG")
+            if image.mode == "LA" and binary:
+                image = image.getchannel("L")
             if image.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
                 raise UserError(f"{path}: {image.mode} colours instead of a palette; "
                                 "convert the mask to a palette or grey PNG with one index an object")

@@ -41,6 +41,15 @@ def stems(count, step=5):
     return [f"{1 + step * index:08d}" for index in range(count)]
 
 
+def test_grey_with_alpha_is_read_where_masks_are_binary_and_refused_elsewhere(tmp_path):
+    labels = np.zeros((6, 8), np.uint8)
+    labels[2:4, 3:7] = 255
+    Image.merge("LA", [Image.fromarray(labels), Image.new("L", (8, 6), 255)]).save(tmp_path / "mask.png")
+    assert (read_labels(tmp_path / "mask.png", binary=True) == (labels > 0)).all()
+    with pytest.raises(UserError, match="LA colours instead of a palette"):
+        read_labels(tmp_path / "mask.png")
+
+
 def test_labels_survive_writing_with_the_davis_palette(tmp_path):
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     write_labels(tmp_path / "new" / "a.png", labels)
