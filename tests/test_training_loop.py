@@ -77,6 +77,22 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(whole, data, tmp_path
         assert same(newest(run)[part], newest(whole)[part]), part
 
 
+def test_half_precision_resumes_bit_for_bit_with_the_state_of_its_scaler(whole, data, tmp_path):
+    settings = ("train.amp=fp16", "train.deterministic=true", "train.validate_every=0")
+    try:
+        quick_run(tmp_path / "one", tiny(data, *settings))
+        quick_run(tmp_path / "two", tiny(data, *settings, "train.stop_at=2"))
+        quick_run(tmp_path / "two", resume=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    one, two = newest(tmp_path / "one"), newest(tmp_path / "two")
+    assert one["scaler"]["scale"] > 1 and one["scaler"]["_growth_tracker"] == 4
+    assert same(one, two) and lines(tmp_path / "one", "loss") == lines(tmp_path / "two", "loss")
+    full = [loss for _, loss in lines(whole, "loss")]
+    half = [loss for _, loss in lines(tmp_path / "one", "loss")]
+    assert half != full and half == pytest.approx(full, rel=0.02)
+
+
 def test_the_weights_of_a_run_are_the_average_over_its_steps(data):
     network = torch.nn.Linear(2, 1)
     network.bias.requires_grad_(False)
