@@ -27,7 +27,10 @@ def arguments() -> argparse.Namespace:
                         help="processes (default: one a CPU core); no number depends on it")
     parser.add_argument("--strict", action="store_true", help="what the audit finds is an error")
     parser.add_argument("--no-report", action="store_true", help="write no report.html")
-    return parser.parse_args()
+    chosen = parser.parse_args()
+    if chosen.workers < 1:
+        parser.error(f"--workers: {chosen.workers} is not a number of processes; give 1 or more")
+    return chosen
 
 
 def main() -> None:
@@ -40,7 +43,7 @@ def main() -> None:
     masks = Path(chosen.pred, "masks")  # an OUT of infer.py may well hold its scores beside its masks
     refuse_output_in_inputs(chosen.output, [chosen.data, masks if masks.is_dir() else chosen.pred])
     evaluation = evaluate(chosen.data, chosen.pred, chosen.split, protocol=chosen.protocol, task=chosen.task,
-                          unseen=chosen.unseen, workers=max(1, chosen.workers), strict=chosen.strict, progress=True)
+                          unseen=chosen.unseen, workers=chosen.workers, strict=chosen.strict, progress=True)
     written = write(evaluation, chosen.output)
     if not chosen.no_report:
         from evaluation.report import write_report

@@ -1,12 +1,13 @@
 """The frame of every command: errors become one line, signals become exit statuses.
 
 Exit status: 0 done; 2 the user can mend it (one line a problem, no traceback); 1 our fault (traceback) or a loss
-that diverged (one line); 130 after Ctrl-C; 143 after SIGTERM.
+that diverged (one line); 130 after Ctrl-C; 141 where nobody reads the output any more; 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
+        sys.stdout.flush()
     except UserErrors as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -35,6 +37,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     except TrainingDiverged as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:  # as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it flushes
+        sys.exit(141)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             print(f"error: {error.filename or 'output'}: {error.strerror}; free some room or choose another --output, "
