@@ -192,7 +192,7 @@ class Bench:
         chosen = ["inference.long_edge=null", *settings]
         if mode != "fp32":
             chosen.append(f"inference.amp={self.arguments.amp}")
-        chosen += {"graphs": ["inference.graphs=auto"], "compile": ["inference.compile=true"]}.get(mode, [])
+        chosen += {"graphs": ["inference.graphs=true"], "compile": ["inference.compile=true"]}.get(mode, [])
         return Predictor(self.weights(variant) / "ours.safetensors", device=self.device, overrides=chosen)
 
     def network_alone(self, variant: str, objects: int, memory: str, mode: str) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Drive a checkout of the official AOT/DeAOT code (yoxu515/aot-benchmark), for measurements side by side.
 
 The checkout is imported at run time and not changed. Without the CUDA correlation extension its AOT falls back to a
-class that raises a shape error, so it is pointed to its second attention class, whose unfold branch works.
+class that raises a shape error, so it is pointed to its second attention class, whose unfold branch works. Under
+autocast, which the official evaluation does not use, that branch mixes types, so it stays in float32.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,20 @@ def import_peer(path: str | Path) -> None:
     sys.path[:] = [str(path), *(entry for entry in sys.path if Path(entry or ".").resolve() != own)]
     layers = importlib.import_module("networks.layers.transformer")
     layers.MultiheadLocalAttentionV3 = layers.MultiheadLocalAttentionV2
+    for kind in (layers.MultiheadLocalAttentionV2, layers.LocalGatedPropagation):
+        kind.forward = in_float32(kind.forward)
+
+
+def in_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The method with autocast off and half-precision tensors widened: the unfold branch mixes types otherwise."""
+    def widened(value: Any) -> Any:
+        return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
+
+    def run(self: Any, *values: Any, **named: Any) -> Any:
+        with torch.autocast(values[0].device.type, enabled=False):
+            return forward(self, *map(widened, values), **{name: widened(value) for name, value in named.items()})
+
+    return run
 
 
 def build_peer(variant: str, state: Mapping[str, Tensor]) -> tuple[Any, Any]:

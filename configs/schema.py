@@ -135,8 +135,7 @@ class InferenceConfig(Section):
     flip: bool = False
     streams: Positive = 1  # videos at once on one device
     amp: Literal["none", "fp16", "bf16"] = "none"
-    # auto: CUDA graphs where the device has them (one scale, no flip, at most ten objects; else as off)
-    graphs: Literal["auto", "off"] = "off"
+    graphs: bool = False  # CUDA graphs, where they apply: a CUDA device, one scale, no flip, at most ten objects
     compile: bool = False  # torch.compile of encoder and decoder: same masks, slow start
 
 

@@ -153,9 +153,9 @@ class Graphs:
         return graph
 
 
-def graphs_for(device: torch.device, setting: str) -> Graphs | None:
-    """New graphs where the device has such and ``inference.graphs`` asks for them."""
-    return Graphs(CudaRecorder(device)) if device.type == "cuda" and setting == "auto" else None
+def graphs_for(device: torch.device, wanted: bool) -> Graphs | None:
+    """New graphs where they are wanted and the device has such."""
+    return Graphs(CudaRecorder(device)) if device.type == "cuda" and wanted else None
 
 
 def _changing(state: State) -> list[Tensor]:

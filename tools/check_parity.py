@@ -140,18 +140,20 @@ class RecordingPredictor(Predictor):
         self._note(self._index(view), group, self.network.reference_logits(features, view.states[group]), "_ref")
 
     def _note(self, view: int, group: int, logits, suffix: str = "") -> None:
-        self.logits[f"f{self.frame:02d}_a{view}_e{group}{suffix}"] = logits[0].float().numpy()
+        self.logits[f"f{self.frame:02d}_a{view}_e{group}{suffix}"] = logits[0].float().cpu().numpy()
 
     def _to_view(self, labels, view: View):
         recorded = self.forced.get(f"mem_f{self.frame:02d}_a{self._index(view)}") if self.forced else None
-        return super()._to_view(labels, view) if recorded is None else torch.from_numpy(recorded).unsqueeze(0)
+        if recorded is None:
+            return super()._to_view(labels, view)
+        return torch.from_numpy(recorded).unsqueeze(0).to(labels.device)
 
     def _index(self, view: View) -> int:
         """Number of a view, scale-major and plain before flipped; known by size and flip while a video starts."""
         return self._view_sizes().index((view.size, view.flip))
 
 
-def run_case(folder: Path, case: dict, rule: Rule, forced: bool) -> Row:
+def run_case(folder: Path, case: dict, rule: Rule, forced: bool, device: str = "cpu") -> Row:
     """Run one case freely in float64, or in float32 with the recorded masks fed to memory."""
     frames, labels = rule.video.make_video(case["video"])
     if rule.video.digest(frames) != case["frames_sha256"]:
@@ -159,7 +161,7 @@ def run_case(folder: Path, case: dict, rule: Rule, forced: bool) -> Row:
     config = case_config(case)
     dtype = torch.float32 if forced else torch.float64
     network = rule.network(config, case["weight_seed"]).to(dtype)
-    predictor = RecordingPredictor.from_config(config, network, dtype=dtype)
+    predictor = RecordingPredictor.from_config(config, network, device, dtype)
     masks = dict(np.load(folder / "masks.npz"))
     predictor.record(masks if forced else None)
     predictor.keep_probabilities = True
@@ -173,7 +175,7 @@ def run_case(folder: Path, case: dict, rule: Rule, forced: bool) -> Row:
             out = predictor.add_objects(frame, labels[number]) if number in labels else predictor.step(frame)
             if f"f{number:02d}" in probabilities:
                 stride = int(probabilities.get("stride", 7))
-                ours = predictor.probabilities[0, :, ::stride, ::stride].numpy()
+                ours = predictor.probabilities[0, :, ::stride, ::stride].cpu().numpy()
                 theirs = probabilities[f"f{number:02d}"]
                 ours = np.pad(ours, ((0, max(0, len(theirs) - len(ours))), (0, 0), (0, 0)))
                 worst_probability = max(worst_probability, float(np.abs(ours - theirs).max()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -48,6 +49,7 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
     last = min(settings.stop_at or settings.steps, settings.steps)
     check(config)
     if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses; read at its first use
         torch.use_deterministic_algorithms(True)
     torch.manual_seed(config.seed)
     mixture = Mixture(config)
