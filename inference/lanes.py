@@ -9,7 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ class Lane:
     """One video at a time. ``writers``: threads that should write its masks."""
 
     def __init__(self, device: torch.device):
+        self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if self.stream is not None:  # weights and whatever else was begun before
             self.stream.wait_stream(torch.cuda.current_stream(device))
@@ -36,11 +37,14 @@ class Lane:
 
     def active(self) -> AbstractContextManager:
         """Within it work goes to the lane's own stream."""
-        return torch.cuda.stream(self.stream)
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def stage(self, image: np.ndarray) -> np.ndarray | Tensor:
         """Ready a frame for its way in (in the decoding thread): page-locked, so that its copy waits for nothing."""
-        return image if self.stream is None else torch.from_numpy(np.ascontiguousarray(image)).pin_memory()
+        if self.stream is None:
+            return image
+        with torch.cuda.device(self.device):  # a new thread's device is the first one
+            return torch.from_numpy(np.ascontiguousarray(image)).pin_memory()
 
     def land(self, labels: np.ndarray | Tensor) -> Callable[[], np.ndarray]:
         """Send labels on their way out; what is returned waits for them (in the writing thread)."""

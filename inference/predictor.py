@@ -236,7 +236,8 @@ class Predictor:
         if graph is None:
             return None
         found = graph(pixels, state)
-        evidence = gather_evidence(found.logits, state.grid) if state.policy.needs_evidence else None
+        judged = state.policy.needs_evidence and state.offers_next
+        evidence = gather_evidence(found.logits, state.grid) if judged else None
         entries = map_tensors(found.entries, Tensor.clone)
         view.states[0] = self.network.remember(entries, found.tokens, found.own, state, evidence)
         return found.labels
@@ -261,7 +262,8 @@ class Predictor:
         parts = split_labels(self._to_view(labels, view), len(view.states))
         for group, (state, part, (tokens, logits)) in enumerate(zip(view.states, parts, memory, strict=True)):
             inspected = self._inspected(view)
-            evidence = gather_evidence(logits, state.grid) if state.policy.needs_evidence or inspected else None
+            judged = state.policy.needs_evidence and state.offers_next
+            evidence = gather_evidence(logits, state.grid) if judged or inspected else None
             watch = Watch(self.network, state, self._frame) if inspected else None
             mass = watch.mass(tokens, state) if watch is not None else None
             view.states[group] = self.network.memorise(tokens, part, state, evidence)

@@ -77,7 +77,7 @@ class Watch:
 
     def mass(self, tokens: list[Tokens], state: State) -> Tensor | None:
         """Attention of the frame to what is stored, where it is about to be offered; call before memorise()."""
-        if state.frame + 1 - state.last_offer < state.config.gap:
+        if not state.offers_next:
             return None
         filled = self.before >= 0
         key = tokens[0][0]

@@ -41,6 +41,11 @@ class State:
     last_offer: int = 0
     extra: Any = field(default=None)
 
+    @property
+    def offers_next(self) -> bool:
+        """Whether the next frame will be offered to the long-term bank."""
+        return self.frame + 1 - self.last_offer >= self.config.gap
+
     def num_bytes(self) -> int:
         """Bytes of the tensors that are kept from frame to frame."""
         total = self.long.num_bytes() + (self.extra.num_bytes() if self.extra is not None else 0)
