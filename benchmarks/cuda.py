@@ -8,8 +8,8 @@ in a process of its own, in turn with ours, with the same weights, frames and ma
 
 Cells: net/VARIANT/OBJECTS/MEMORY/MODE is the network alone, on frames that are on the device (MEMORY: frames stored, or
 grow: 60 frames, one stored every 5); file/VARIANT/MODE/STREAMS the whole program from JPEG to PNG; train/VARIANT/SIDE
-the training step; kernel/… single parts. Modes: fp32, amp, graphs (amp with CUDA graphs), compile (amp with
-torch.compile, only with --compile), peer, peer_amp.
+the training step; loader/WORKERS the clips that so many processes decode for it; kernel/… single parts. Modes: fp32,
+amp, graphs (amp with CUDA graphs), compile (amp with torch.compile, only with --compile), peer, peer_amp.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import datetime
 import fnmatch
 import json
+import os
 import platform
 import resource
 import shlex
@@ -50,6 +51,8 @@ TARGETS = {"aott": (5, "1"), "deaott": (5, "1"), "r50_aotl": (4, "grow"), "r50_d
 PUBLISHED = {"aott": 51.4, "aots": 40.0, "aotb": 29.6, "aotl": 18.7, "r50_aotl": 18.0, "swinb_aotl": 12.1,  # DAVIS
              "deaott": 53.4, "deaots": 38.7, "deaotb": 30.4, "deaotl": 24.7, "r50_deaotl": 22.4,  # YouTube-VOS
              "swinb_deaotl": 11.9}  # frames/s on a V100 (aot-benchmark, MODEL_ZOO.md)
+COUNTED = {**flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+           flop_registry[torch.ops.aten._scaled_dot_product_flash_attention]}
 GROWING = 60  # frames of a growing memory
 SPARE = 15.0  # seconds kept for the tables
 
@@ -104,6 +107,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[str]:
         yield from (f"file/{variant}/{best}/{streams}" for streams in (1, 4))
     for mode in ("ours", "ours_amp", *peers):
         yield f"train/aott/{mode}"
+    yield f"loader/{max(1, (os.cpu_count() or 1) - 2)}"
     for variant, (_, memory) in TARGETS.items():
         yield from (f"net/{variant}/3/{memory}/{mode}" for mode in own[:-1])
     yield from (f"file/{variant}/{best}/{streams}" for variant in FULL for streams in (2, 8))
@@ -169,6 +173,8 @@ class Bench:
             return self.whole_program(parts[0], parts[1], int(parts[2]))
         if kind == "train":
             return training_step(parts[0], self.device, self.amp(parts[1] == "ours_amp"), self.arguments)
+        if kind == "loader":
+            return loader_rate(int(parts[0]), self.folder, self.arguments)
         return kernel(parts[0], parts[1], int(parts[2]), self.device, self.amp(True), self.arguments)
 
     def amp(self, wanted: bool) -> torch.dtype | None:
@@ -347,6 +353,7 @@ class Bench:
                                                 "start_seconds", "equal_fp32", "equal_peer"))
         self.table("The whole program, JPEG to PNG", "file", ("fps", "model_fps", "peak_mib"))
         self.table("The training step", "train", ("steps_per_second", "peak_mib"))
+        self.table("Decoding for it", "loader", ("clips_per_second",))
         self.table("Parts", "kernel", ("milliseconds",))
         self.ratios()
         failed = [name for name, found in self.results.items() if "failed" in found]
@@ -384,6 +391,11 @@ class Bench:
                 lines.append(line)
         if lines:
             print("\nOurs over the official code\n" + "\n".join(lines))
+        loader = next((r for name, r in self.results.items() if name.startswith("loader/") and "failed" not in r), None)
+        step = self.results.get("train/aott/ours_amp")
+        if loader and step and "failed" not in step:
+            wanted = step["steps_per_second"] * clip_settings(self.arguments).batch
+            print(f"\nthe loader decodes {loader['clips_per_second']:.1f} clips/s, the step takes {wanted:.1f}")
         for variant in FULL:
             for mode in ("graphs", "amp"):
                 one = self.results.get(f"file/{variant}/{mode}/1")
@@ -410,14 +422,14 @@ class Work(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         keywords = keywords or {}
         packet = function._overloadpacket
-        if packet not in flop_registry:
+        if packet not in COUNTED:
             with self:
                 result = function.decompose(*arguments, **keywords)
             if result is not NotImplemented:
                 return result
         result = function(*arguments, **keywords)
-        if packet in flop_registry:
-            self.flops += flop_registry[packet](*arguments, **keywords, out_val=result)
+        if packet in COUNTED:
+            self.flops += COUNTED[packet](*arguments, **keywords, out_val=result)
             self.bytes += sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves((arguments, keywords, result))
                               if isinstance(leaf, Tensor))
         return result
@@ -549,6 +561,26 @@ def training_step(variant: str, device: torch.device, amp: torch.dtype | None,
         return loss.detach()
 
     return timed_training(step, device)
+
+
+def loader_rate(workers: int, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Clips/s of the training data's decoding and augmenting, from generated videos of the frames' size."""
+    from configs import load_config, model_config_path
+    from datasets.mixture import Mixture, batches
+    from datasets.synthetic import make
+
+    settings = clip_settings(arguments)
+    data = make(folder / "clips", videos=(8, 1, 0), frames=12, size=arguments.size, difficulty="normal")
+    config = load_config(model_config_path("aott"), [
+        f"data.root={data}", f"data.workers={workers}", f"train.crop={settings.crop}", f"train.batch={settings.batch}",
+        f"train.frames={settings.frames}"])
+    warm, count = 2 * workers, 3 * workers
+    running = batches(Mixture(config), 0, warm + count)
+    for _ in range(warm):  # what the workers had ready
+        next(running)
+    begun = time.perf_counter()
+    done = sum(1 for _ in running)
+    return {"clips_per_second": done * settings.batch / (time.perf_counter() - begun)}
 
 
 def timed_training(step: Callable[[], Tensor], device: torch.device) -> dict[str, float]:

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.scene import moving_boxes
+from common.allocator import keep_large_blocks
 from common.command import run
 from common.files import write_json
 
@@ -115,7 +116,8 @@ def write_weights(variant: str, folder: Path) -> None:
     config = load_config(model_config_path(variant))
     state = build_network(config).state_dict()
     save_weights(folder / "ours.safetensors", state, config)
-    save_file(official_state(state, config), str(folder / "peer.safetensors"))
+    if config.model.family != "ddmemory":  # of which there is no official code
+        save_file(official_state(state, config), str(folder / "peer.safetensors"))
 
 
 def measure(arguments: argparse.Namespace) -> dict:
@@ -125,6 +127,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     frames, labels = moving_boxes(size, arguments.frames + 1, OBJECTS)
     weights = Path(arguments.folder) / f"{arguments.side}.safetensors"
     if arguments.side == "ours":
+        keep_large_blocks()  # as infer.py does
         from inference import Predictor
         from models.preprocess import resize_labels
 
