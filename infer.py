@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.allocator import keep_large_blocks
 from common.command import run
 from common.errors import UserError, UserErrors
 from common.files import file_hash
@@ -31,6 +32,7 @@ from models.memory import POLICIES
 
 def main() -> None:
     arguments = parse()
+    keep_large_blocks()
     with joined_ranks(arguments.device, "gloo", PATIENCE) as ranks:  # which may even share a card
         infer(arguments, ranks)
 

@@ -1,4 +1,4 @@
-"""The C library's allocator: keep large blocks instead of giving them back to the system after every step."""
+"""The C library's allocator: keep large blocks instead of giving them back to the system after every use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 def keep_large_blocks() -> bool:
     """Serve large blocks from the heap and never trim it; returns whether the C library took it.
 
-    A training step on the processor allocates the same gigabytes every time; mapping them anew costs page faults.
+    A training step, or a frame, on the processor allocates the same blocks every time; mapping them anew costs page
+    faults (a tenth of DeAOT-T's time a frame).
     Libraries other than glibc have no such setting and are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

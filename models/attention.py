@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-QUERY_CHUNK = 512  # rows of the score matrix at a time where no fused kernel exists; bounds the memory of a long bank
+SCORES = 1 << 21  # numbers of a score matrix at a time where no fused kernel exists; bounds the memory of a long bank
+ROWS = 256  # of it at least: narrower products are slow
 TILE = 8  # rough edge of a tile of queries in windowed attention: small enough to skip most of the map
 
 
@@ -38,7 +39,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
     if query.shape[-1] == value.shape[-1]:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     else:  # DeAOT's values are wider than its keys: no fused kernel on any device
-        chunks = query.split(query.shape[-2] if torch.is_grad_enabled() else QUERY_CHUNK, dim=-2)
+        chunks = query.split(query.shape[-2] if torch.is_grad_enabled() else _rows(query, key), dim=-2)
         out = torch.cat([_plain_attention(chunk, key, value, mask) for chunk in chunks], dim=-2)
     return out.transpose(1, 2).flatten(2)  # (B, L, Cv)
 
@@ -51,7 +52,8 @@ def attention_mass(query: Tensor, key: Tensor, heads: int, frames: int, weight: 
     """
     query, key = _split(query, heads), _split(key, heads)
     mass = query.new_zeros(frames)
-    for rows, part in zip(query.split(QUERY_CHUNK, dim=-2), weight.split(QUERY_CHUNK), strict=True):
+    at_once = _rows(query, key)
+    for rows, part in zip(query.split(at_once, dim=-2), weight.split(at_once), strict=True):
         scores = (rows @ key.transpose(-1, -2) / math.sqrt(rows.shape[-1])).softmax(-1)  # (1, heads, rows, M)
         mass = mass + torch.einsum("bhlft,l->f", scores.unflatten(-1, (frames, -1)), part) / heads
     return mass
@@ -59,6 +61,13 @@ def attention_mass(query: Tensor, key: Tensor, heads: int, frames: int, weight: 
 
 def _split(tokens: Tensor, heads: int) -> Tensor:
     return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, L, C) -> (B, heads, L, C / heads)
+
+
+def _rows(query: Tensor, key: Tensor) -> int:
+    """How many queries at a time: few enough for SCORES, in even parts."""
+    count, keys = query.shape[-2], key.shape[:-1].numel()  # of all samples and heads
+    parts = math.ceil(count * keys / SCORES)
+    return max(ROWS, math.ceil(count / parts))
 
 
 def _plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
