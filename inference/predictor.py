@@ -33,6 +33,7 @@ AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 class View:
     """One way of looking at the video (a scale, flipped or not), with memory of its own: a state for each group."""
 
+    number: int
     size: tuple[int, int]
     flip: bool
     states: list[State]
@@ -122,7 +123,8 @@ class Predictor:
         if not len(self._ids):
             raise UserError("first mask: holds no object; give the frame where one first appears")
         with self._precision():
-            self._views = [self._first_view(frame, labels, size, flip) for size, flip in self._view_sizes()]
+            self._views = [self._first_view(frame, labels, View(number, size, flip, []))
+                           for number, (size, flip) in enumerate(self._view_sizes())]
         if self.inspect:
             self._notes = [Watch(self.network, None, 0).note(state) for state in self._views[0].states]
         return self._to_user(labels, frame)
@@ -271,10 +273,9 @@ class Predictor:
                 self._notes.append(watch.note(view.states[group], mass, evidence, tokens))
 
     def _inspected(self, view: View) -> bool:
-        return self.inspect and view is self._views[0]
+        return self.inspect and view.number == 0
 
-    def _first_view(self, frame: Picture, labels: Tensor, size: tuple[int, int], flip: bool) -> View:
-        view = View(size, flip, [])
+    def _first_view(self, frame: Picture, labels: Tensor, view: View) -> View:
         features = self.network.encode(self._look(frame, view))
         sizes = group_sizes(len(self._ids))
         view.states = [self.network.start(features, part, objects) for objects, part

@@ -194,7 +194,7 @@ def test_every_model_is_recorded_with_all_tensors_on_cuda(model):
 
 def assert_steps_on_fake_cuda(predictor: Predictor) -> None:
     """The predictor's own step, from the frame to the labels: no tensor elsewhere, nobody looks at a value."""
-    view = View((49, 65) if predictor.network.align_corners else (48, 64), False, [])
+    view = View(0, (49, 65) if predictor.network.align_corners else (48, 64), False, [])
     with FakeTensorMode() as mode:
         predictor.network, predictor.device = on_fake_cuda(predictor.network, mode), torch.device("cuda")
         predictor._graphs, predictor._size, predictor._views = Graphs(Nothing()), SIZE, [view]

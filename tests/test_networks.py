@@ -56,7 +56,7 @@ def test_predictor_step_and_training_step_run_with_all_tensors_on_cuda(name):
     with FakeTensorMode() as mode:
         predictor.network, predictor.device = on_fake_cuda(predictor.network, mode), torch.device("cuda")
         with torch.device("cuda"), torch.inference_mode():
-            image = predictor._look(torch.zeros(*SMALL, 3, dtype=torch.uint8), View(view, True, []))
+            image = predictor._look(torch.zeros(*SMALL, 3, dtype=torch.uint8), View(0, view, True, []))
             features = predictor.network.encode(image)
             masks = torch.zeros(1, *view, dtype=torch.uint8)
             state = predictor.network.start(features, masks, 3)

@@ -131,26 +131,22 @@ class RecordingPredictor(Predictor):
         tokens, logits = super()._segment_group(features, state)
         view, group = next((view, group) for view in self._views
                            for group, known in enumerate(view.states) if known is state)
-        self._note(self._index(view), group, logits)
+        self._note(view.number, group, logits)
         return tokens, logits
 
     def _add_reference(self, view, group, features, labels, objects):
         super()._add_reference(view, group, features, labels, objects)
         # The official evaluator decodes once more after the reference pass.
-        self._note(self._index(view), group, self.network.reference_logits(features, view.states[group]), "_ref")
+        self._note(view.number, group, self.network.reference_logits(features, view.states[group]), "_ref")
 
     def _note(self, view: int, group: int, logits, suffix: str = "") -> None:
         self.logits[f"f{self.frame:02d}_a{view}_e{group}{suffix}"] = logits[0].float().cpu().numpy()
 
     def _to_view(self, labels, view: View):
-        recorded = self.forced.get(f"mem_f{self.frame:02d}_a{self._index(view)}") if self.forced else None
+        recorded = self.forced.get(f"mem_f{self.frame:02d}_a{view.number}") if self.forced else None
         if recorded is None:
             return super()._to_view(labels, view)
         return torch.from_numpy(recorded).unsqueeze(0).to(labels.device)
-
-    def _index(self, view: View) -> int:
-        """Number of a view, scale-major and plain before flipped; known by size and flip while a video starts."""
-        return self._view_sizes().index((view.size, view.flip))
 
 
 def run_case(folder: Path, case: dict, rule: Rule, forced: bool, device: str = "cpu") -> Row:
