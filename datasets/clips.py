@@ -38,6 +38,9 @@ class VideoClips:
     def __len__(self) -> int:
         return len(self.videos)
 
+    def name(self, index: int) -> str:
+        return self.videos[index][0].name
+
     def clip(self, index: int, rng: np.random.Generator) -> tuple[Clip, int]:
         """A random clip of video ``index`` at ``train.crop`` pixels, its objects numbered 1..n, and n (possibly 0)."""
         train = self.train

@@ -25,7 +25,8 @@ _ORDER = 1 << 40  # no step: keeps the numbers of the order apart from those of 
 
 @dataclass
 class Sample:
-    """One clip. frames: (T, H, W, 3) uint8; masks: (T, H, W) uint8; slots: (10,) identity slots; seed: for layers."""
+    """One clip. frames: (T, H, W, 3) uint8; masks: (T, H, W) uint8; slots: (10,) identity slots; seed: for layers;
+    name: of the video or picture, and of those pasted on it."""
 
     frames: np.ndarray
     masks: np.ndarray
@@ -81,13 +82,15 @@ class Mixture(Dataset):
         train = self.config.train
         rng = np.random.default_rng([self.seed, *divmod(number, train.batch)])
         source, place = self._entry(number)
+        names = [self.sources[source].name(place)]
         clip, objects = self.sources[source].clip(place, rng)
         chance = train.merge
         for _ in range(_TRIES):
             if objects and rng.random() >= chance:
                 break
-            other, place = self.entries[rng.integers(len(self.entries))]
-            above, _ = self.sources[other].clip(place, rng)
+            source, place = self.entries[rng.integers(len(self.entries))]
+            names.append(self.sources[source].name(place))
+            above, _ = self.sources[source].clip(place, rng)
             clip, objects = numbered(merged(clip, above), rng)
             if objects:
                 chance = train.merge_more
@@ -96,7 +99,7 @@ class Mixture(Dataset):
                             "more than 100 pixels in their first frame; check the masks, or lower train.scales")
         slots = rng.permutation(MOST_OBJECTS) if train.shuffle_identities else np.arange(MOST_OBJECTS)
         return Sample(np.stack(clip.frames), np.stack(clip.labels), objects, slots, int(rng.integers(1 << 62)),
-                      f"{source}:{place}")
+                      " + ".join(names))
 
     def _entry(self, number: int) -> np.ndarray:
         epoch, place = divmod(number, len(self.entries))

@@ -30,6 +30,9 @@ class StaticClips:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def name(self, index: int) -> str:
+        return self.pictures[index][0].name
+
     def clip(self, index: int, rng: np.random.Generator) -> tuple[Clip, int]:
         """A clip of picture ``index`` at ``train.crop`` pixels, its objects numbered 1..n in random order, and n."""
         train = self.train

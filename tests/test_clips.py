@@ -77,6 +77,18 @@ def test_every_object_of_a_clip_is_in_its_first_frame(data):
         assert ids <= first == set(range(1, sample.objects + 1)) and 1 <= sample.objects <= 10
 
 
+def test_a_sample_names_what_it_is_made_of(data, photos):
+    mixture = Mixture(tiny(data, f"data.sources=[{{root: ''}}, {{root: {photos}, kind: static}}]", "train.merge=1",
+                           "train.merge_more=1"))
+    known = {video.name for video, _ in mixture.sources[0].videos} | {path.name for path, _ in
+                                                                     mixture.sources[1].pictures}
+    for number in range(3):
+        first, *pasted = mixture[number].name.split(" + ")
+        source, place = mixture._entry(number)
+        assert first == mixture.sources[source].name(place)
+        assert len(pasted) == 20 and set(pasted) <= known
+
+
 def test_reflection_and_absences():
     assert [_reflected(place, 4) for place in range(9)] == [0, 1, 2, 3, 2, 1, 0, 1, 2]
     assert _absences(np.array([0, 1, 0, 0, 1, 1, 0, 1, 0], bool)) == [(2, 4), (6, 7)]
