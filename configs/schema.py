@@ -91,6 +91,7 @@ class TrainConfig(Section):
     warmup: Share = 0.05  # share of the steps
     power: Annotated[float, Field(gt=0)] = 0.9  # of the polynomial decay
     encoder_lr_ratio: Share = 0.1  # of (lr - lr_min)
+    added_lr_ratio: Annotated[float, Field(gt=0)] = 1.0  # the same for parts that a family adds (DDMemory; ours)
     weight_decay: Annotated[float, Field(ge=0)] = 0.07
     clip_gradient: Annotated[float, Field(gt=0)] = 5.0
     ema: Share = 0.1  # the average spans this share of the steps; 0 switches it off

@@ -14,7 +14,7 @@ from tests.test_networks import on_fake_cuda
 from train import chain
 from training.clip_model import ClipModel
 from training.loop import check
-from training.optimiser import build_optimiser, learning_rate
+from training.optimiser import build_optimiser, learning_rate, set_learning_rate
 
 RECIPES = sorted(path.stem for path in (REPOSITORY / "configs" / "recipes").glob("*.yaml"))
 
@@ -42,7 +42,7 @@ def test_the_official_stages_have_the_official_numbers():
                                      (50000, 2.33259830e-4, 4.13259830e-5)])):
         for step, others, encoder in rows:
             assert learning_rate(step, train) == pytest.approx(others, rel=1e-7)
-            assert learning_rate(step, train, encoder=True) == pytest.approx(encoder, rel=1e-7)
+            assert learning_rate(step, train, part="encoder") == pytest.approx(encoder, rel=1e-7)
 
 
 def test_weight_decay_spares_vectors_and_the_official_exceptions():
@@ -54,6 +54,18 @@ def test_weight_decay_spares_vectors_and_the_official_exceptions():
         if parameter.requires_grad:
             spared = parameter.dim() == 1 or "conv_out" in name or "relative_value" in name
             assert id(parameter) in (free if spared else decayed), name
+
+
+def test_what_a_family_adds_can_learn_faster():
+    config = load_config(model_config_path("ddmemory"), ["train.added_lr_ratio=5", "train.lr_min=1e-5"])
+    network = build_network(config)
+    optimiser = build_optimiser(network, config.train)
+    set_learning_rate(optimiser, 30_000, config.train)
+    rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    of = {name: rates[id(p)] for name, p in network.named_parameters() if id(p) in rates}
+    rest = of["decoder.conv_in.conv.weight"]
+    assert of["global_projections.0.weight"] == of["global_banks.0.gate.update.bias"] == pytest.approx(5 * rest - 4e-5)
+    assert of["encoder.conv_head.weight"] == pytest.approx(0.1 * rest + 0.9e-5)
 
 
 @pytest.mark.parametrize("name", model_names())

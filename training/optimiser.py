@@ -12,37 +12,40 @@ _NO_DECAY = ("absolute_pos_embed", "relative_position_bias_table", "relative_val
 
 
 def build_optimiser(network: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over what learns, in four groups: encoder or not, decayed or not (each with the key ``encoder``).
+    """AdamW over what learns, in a group for each part (``encoder``, ``added`` by a family, ``rest``), decayed or not.
 
     The official code makes a group of each parameter; the numbers are the same.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    added = getattr(network, "added_parts", ())
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
+            part = "encoder" if name.startswith("encoder.") else "added" if name.startswith(added) else "rest"
             decays = parameter.dim() > 1 and not any(part in name for part in _NO_DECAY)
-            groups.setdefault((name.startswith("encoder."), decays), []).append(parameter)
+            groups.setdefault((part, decays), []).append(parameter)
     return torch.optim.AdamW([
-        {"params": parameters, "encoder": encoder, "weight_decay": train.weight_decay if decays else 0.0}
-        for (encoder, decays), parameters in sorted(groups.items())], lr=train.lr)
+        {"params": parameters, "part": part, "weight_decay": train.weight_decay if decays else 0.0}
+        for (part, decays), parameters in sorted(groups.items())], lr=train.lr)
 
 
-def learning_rate(step: int, train: TrainConfig, encoder: bool = False) -> float:
+def learning_rate(step: int, train: TrainConfig, part: str = "rest") -> float:
     """The learning rate of a step, counted from 0: linear warm-up from ``lr_min``, then polynomial decay to it.
 
-    The encoder gets ``encoder_lr_ratio`` of what lies above ``lr_min``.
+    The encoder gets ``encoder_lr_ratio`` of what lies above ``lr_min``, added parts ``added_lr_ratio``.
     """
     warmup = int(train.warmup * train.steps)
     if step < warmup:
         height = step / warmup
     else:
         height = (1 - (step - warmup) / (train.steps - warmup + 1)) ** train.power
-    return train.lr_min + (train.lr - train.lr_min) * height * (train.encoder_lr_ratio if encoder else 1.0)
+    ratio = {"encoder": train.encoder_lr_ratio, "added": train.added_lr_ratio, "rest": 1.0}[part]
+    return train.lr_min + (train.lr - train.lr_min) * height * ratio
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, step: int, train: TrainConfig) -> float:
-    """Give every group its learning rate for this step; returns that of the groups outside the encoder."""
+    """Give every group its learning rate for this step; returns that of the groups outside encoder and added parts."""
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate(step, train, group["encoder"])
+        group["lr"] = learning_rate(step, train, group["part"])
     return learning_rate(step, train)
 
 
