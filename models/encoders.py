@@ -262,9 +262,13 @@ class FoldedEncoder:
 
     def __init__(self, encoder: nn.Module):
         self.encoder = encoder
-        self.skeleton = copy.deepcopy(encoder)
+        empty = {id(tensor): torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+                 for tensor in (*encoder.parameters(), *encoder.buffers())}
+        empty |= {id(parameter): nn.Parameter(empty[id(parameter)], parameter.requires_grad)
+                  for parameter in encoder.parameters()}
+        self.skeleton = copy.deepcopy(encoder, empty)  # it lends its structure only
         self.pairs = fold_frozen_norms(self.skeleton)
-        with_quick_gradients(self.skeleton).to("meta")  # it lends its structure only
+        with_quick_gradients(self.skeleton)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to what the encoder returns."""
