@@ -41,6 +41,7 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks.peer import NOTE
 from benchmarks.scene import moving_boxes
+from benchmarks.training import our_step, peer_step
 from common.command import run
 from common.errors import UserError
 from common.files import write_json
@@ -172,7 +173,8 @@ class Bench:
         if kind == "file":
             return self.whole_program(parts[0], parts[1], int(parts[2]))
         if kind == "train":
-            return training_step(parts[0], self.device, self.amp(parts[1] == "ours_amp"), self.arguments)
+            step = our_step(parts[0], clip_settings(self.arguments), self.device, self.amp(parts[1] == "ours_amp"))
+            return timed_training(step, self.device)
         if kind == "loader":
             return loader_rate(int(parts[0]), self.folder, self.arguments)
         return kernel(parts[0], parts[1], int(parts[2]), self.device, self.amp(True), self.arguments)
@@ -534,35 +536,6 @@ def clip_settings(arguments: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(batch=1 if small else 4, frames=3 if small else 5, crop=97 if small else 465, objects=3)
 
 
-def training_step(variant: str, device: torch.device, amp: torch.dtype | None,
-                  arguments: argparse.Namespace) -> dict[str, float]:
-    from benchmarks.training import clips
-    from configs import load_config, model_config_path
-    from models import build_network
-    from models.noise import SampleNoise
-    from training.clip_model import ClipModel
-    from training.optimiser import build_optimiser
-
-    settings = clip_settings(arguments)
-    config = load_config(model_config_path(variant))
-    torch.manual_seed(0)
-    model = ClipModel(build_network(config).to(device).train(), config)
-    optimiser = build_optimiser(model.network, config.train)
-    frames, masks = (tensor.to(device) for tensor in clips(settings))
-    slots = torch.stack([torch.randperm(10) for _ in range(settings.batch)]).to(device)
-
-    def step() -> Tensor:
-        with SampleNoise(list(range(settings.batch))), torch.autocast(device.type, amp, enabled=amp is not None):
-            loss = model(frames, masks, [settings.objects] * settings.batch, 0, slots)["loss"]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    return timed_training(step, device)
-
-
 def loader_rate(workers: int, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Clips/s of the training data's decoding and augmenting, from generated videos of the frames' size."""
     from configs import load_config, model_config_path
@@ -601,18 +574,11 @@ def timed_training(step: Callable[[], Tensor], device: torch.device) -> dict[str
 
 def serve_peer(arguments: argparse.Namespace) -> None:
     """Read cells from standard input, answer each with a line of JSON."""
-    import importlib
-
     from benchmarks.inference import MEAN, STD
     from benchmarks.peer import PeerPredictor, build_peer, import_peer
-    from benchmarks.training import clips
-    from models.preprocess import input_size, normalise
+    from models.preprocess import input_size
 
     device = torch.device(arguments.device)
-    settings = clip_settings(arguments)
-    frames, masks = clips(settings)
-    images = normalise(frames.flatten(0, 1).float()).contiguous().to(device)
-    labels = masks.flatten(0, 1).unsqueeze(1).float().to(device)
     import_peer(arguments.peer)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}[arguments.amp]
 
@@ -651,25 +617,8 @@ def serve_peer(arguments: argparse.Namespace) -> None:
 
     def training(variant: str, mode: str) -> dict[str, Any]:
         network, config = build_peer(variant, load_file(f"{arguments.folder}/{variant}/peer.safetensors"))
-        engines = importlib.import_module("networks.engines")
-        engine = engines.build_engine(config.MODEL_ENGINE, phase="train", aot_model=network.to(device).train(),
-                                      gpu_id=0, long_term_mem_gap=config.TRAIN_LONG_TERM_MEM_GAP)
-        engine.train()
-        learning = [parameter for parameter in engine.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(learning, lr=2e-4)
-
-        def step() -> Tensor:
-            engine.restart_engine(settings.batch, True)
-            optimiser.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, half, enabled=mode == "peer_amp"):
-                loss, *_ = engine(images, labels, settings.batch, step=0, use_prev_pred=False, enable_prev_frame=False,
-                                  obj_nums=[settings.objects] * settings.batch, tf_board=False)
-            loss.mean().backward()
-            torch.nn.utils.clip_grad_norm_(learning, 5.0)
-            optimiser.step()
-            return loss.detach().mean()
-
-        return timed_training(step, device)
+        return timed_training(peer_step(network, config, clip_settings(arguments), device,
+                                        half if mode == "peer_amp" else None), device)
 
     out, sys.stdout = sys.stdout, sys.stderr  # the official code prints
     for line in sys.stdin:

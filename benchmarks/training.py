@@ -11,12 +11,15 @@ clipping and AdamW. Peak memory is the process's resident set. The fastest step 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -109,61 +112,77 @@ def measured(step, arguments: argparse.Namespace) -> dict[str, float]:
 
 def our_side(arguments: argparse.Namespace) -> dict[str, float]:
     from common.allocator import keep_large_blocks
+
+    keep_large_blocks()
+    return measured(our_step(arguments.model, arguments), arguments)
+
+
+def our_step(model: str, arguments: argparse.Namespace, device: torch.device | str = "cpu",
+             amp: torch.dtype | None = None) -> Callable[[], torch.Tensor]:
+    """A training step of ours on made-up clips; it returns the loss. ``arguments``: batch, frames, crop, objects."""
     from models import build_network
     from models.noise import SampleNoise
     from training.clip_model import ClipModel
     from training.optimiser import build_optimiser
 
-    keep_large_blocks()
-    config = load_config(model_config_path(arguments.model))
-    model = ClipModel(build_network(config).train(), config)
-    optimiser = build_optimiser(model.network, config.train)
-    frames, masks = clips(arguments)
-    slots = torch.stack([torch.randperm(10) for _ in range(arguments.batch)])
+    config = load_config(model_config_path(model))
+    torch.manual_seed(0)
+    network = ClipModel(build_network(config).to(device).train(), config)
+    optimiser = build_optimiser(network.network, config.train)
+    frames, masks = (tensor.to(device) for tensor in clips(arguments))
+    slots = torch.stack([torch.randperm(10) for _ in range(arguments.batch)]).to(device)
 
-    def step() -> None:
-        with SampleNoise(list(range(arguments.batch))):
-            loss = model(frames, masks, [arguments.objects] * arguments.batch, 0, slots)["loss"]
+    def step() -> torch.Tensor:
+        with SampleNoise(list(range(arguments.batch))), \
+                torch.autocast(torch.device(device).type, amp, enabled=amp is not None):
+            loss = network(frames, masks, [arguments.objects] * arguments.batch, 0, slots)["loss"]
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+        return loss.detach()
 
-    return measured(step, arguments)
+    return step
 
 
 def peer_side(arguments: argparse.Namespace) -> dict[str, float]:
-    import importlib
-
     from benchmarks.peer import build_peer, import_peer
     from models import build_network
     from models.names import to_official
-    from models.preprocess import normalise
 
     config = load_config(model_config_path(arguments.model))
     state = {to_official(name, config.model): value for name, value in build_network(config).state_dict().items()}
-    frames, masks = clips(arguments)
-    images = normalise(frames.flatten(0, 1).float()).contiguous()  # (T * B, 3, H, W), as its loader gives them
-    labels = masks.flatten(0, 1).unsqueeze(1).float()
     import_peer(arguments.peer)
-    network, settings = build_peer(arguments.model, state)
+    return measured(peer_step(*build_peer(arguments.model, state), arguments), arguments)
+
+
+def peer_step(network: Any, settings: Any, arguments: argparse.Namespace, device: torch.device | str = "cpu",
+              amp: torch.dtype | None = None) -> Callable[[], torch.Tensor]:
+    """The same of the official code, whose network and settings ``build_peer`` gives."""
+    from models.preprocess import normalise
+
+    frames, masks = clips(arguments)
+    images = normalise(frames.flatten(0, 1).float()).contiguous().to(device)  # (T * B, 3, H, W), as its loader gives
+    labels = masks.flatten(0, 1).unsqueeze(1).float().to(device)
     engines = importlib.import_module("networks.engines")
-    engine = engines.build_engine(settings.MODEL_ENGINE, phase="train", aot_model=network.train(), gpu_id=0,
+    engine = engines.build_engine(settings.MODEL_ENGINE, phase="train", aot_model=network.to(device).train(), gpu_id=0,
                                   long_term_mem_gap=settings.TRAIN_LONG_TERM_MEM_GAP)
     engine.train()
     learning = [parameter for parameter in engine.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learning, lr=2e-4)
 
-    def step() -> None:
+    def step() -> torch.Tensor:
         engine.restart_engine(arguments.batch, True)
         optimiser.zero_grad(set_to_none=True)
-        loss, *_ = engine(images, labels, arguments.batch, step=0, use_prev_pred=False, enable_prev_frame=False,
-                          obj_nums=[arguments.objects] * arguments.batch, tf_board=False)
+        with torch.autocast(torch.device(device).type, amp, enabled=amp is not None):
+            loss, *_ = engine(images, labels, arguments.batch, step=0, use_prev_pred=False, enable_prev_frame=False,
+                              obj_nums=[arguments.objects] * arguments.batch, tf_board=False)
         loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(learning, 5.0)
         optimiser.step()
+        return loss.detach().mean()
 
-    return measured(step, arguments)
+    return step
 
 
 def loader_speed(arguments: argparse.Namespace) -> dict[str, float]:

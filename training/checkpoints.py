@@ -17,7 +17,7 @@ _NAME = re.compile(r"step_(\d{7,})\.pt")
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
-    """Write ``folder/step_XXXXXXX.pt`` after ``step`` steps, then remove all but the newest ``keep``.
+    """Write ``folder/step_0001000.pt`` (seven digits) after ``step`` steps, then remove all but the newest ``keep``.
 
     Beside it lies a ``.sha256`` of its bytes, by which a damaged file is known.
     """
