@@ -35,10 +35,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
+from benchmarks.floor import Work, copy_rate, milliseconds, product_rate
 from benchmarks.peer import NOTE
 from benchmarks.scene import moving_boxes
 from benchmarks.training import our_step, peer_step
@@ -52,8 +50,6 @@ TARGETS = {"aott": (5, "1"), "deaott": (5, "1"), "r50_aotl": (4, "grow"), "r50_d
 PUBLISHED = {"aott": 51.4, "aots": 40.0, "aotb": 29.6, "aotl": 18.7, "r50_aotl": 18.0, "swinb_aotl": 12.1,  # DAVIS
              "deaott": 53.4, "deaots": 38.7, "deaotb": 30.4, "deaotl": 24.7, "r50_deaotl": 22.4,  # YouTube-VOS
              "swinb_deaotl": 11.9}  # frames/s on a V100 (aot-benchmark, MODEL_ZOO.md)
-COUNTED = {**flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-           flop_registry[torch.ops.aten._scaled_dot_product_flash_attention]}
 GROWING = 60  # frames of a growing memory
 SPARE = 15.0  # seconds kept for the tables
 
@@ -414,29 +410,6 @@ class Bench:
 # Measuring.
 
 
-class Work(TorchDispatchMode):
-    """Counts the operations of products, convolutions and attention, and the bytes that these read and write."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = self.bytes = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        keywords = keywords or {}
-        packet = function._overloadpacket
-        if packet not in COUNTED:
-            with self:
-                result = function.decompose(*arguments, **keywords)
-            if result is not NotImplemented:
-                return result
-        result = function(*arguments, **keywords)
-        if packet in COUNTED:
-            self.flops += COUNTED[packet](*arguments, **keywords, out_val=result)
-            self.bytes += sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves((arguments, keywords, result))
-                              if isinstance(leaf, Tensor))
-        return result
-
-
 def timed(start: Callable[[], Any], step: Callable[[int], Any], device: torch.device, seconds: float,
           count: int | None) -> dict[str, float]:
     """Frames/s and peak memory of ``step`` after ``start``; ``count`` frames, or as many as fill the seconds."""
@@ -472,19 +445,15 @@ def fed(predictor: Any) -> Any:
 
 def rates(device: torch.device) -> dict[str, float]:
     """TFLOP/s of large matrix products by number format, GB/s of a copy (bytes read and written)."""
-    side, repeats = (8192, 10) if device.type == "cuda" else (512, 2)
+    repeats = 10 if device.type == "cuda" else 2
     found = {}
     for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16),
                         ("fp16", torch.float16)):
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-        one, two = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        found[name] = 2 * side**3 / _milliseconds(lambda a=one, b=two: a @ b, device, repeats) / 1e9
+        found[name] = product_rate(device, dtype, repeats) / 1e3
         torch.backends.cuda.matmul.allow_tf32 = before
-    data = torch.empty((2**30 if device.type == "cuda" else 2**24), dtype=torch.uint8, device=device)
-    other = torch.empty_like(data)
-    found["copy"] = 2 * data.numel() / _milliseconds(lambda: other.copy_(data), device, repeats) / 1e6
-    return found
+    return found | {"copy": copy_rate(device, repeats)}
 
 
 def kernel(part: str, form: str, frames: int, device: torch.device, dtype: torch.dtype | None,
@@ -506,25 +475,14 @@ def kernel(part: str, form: str, frames: int, device: torch.device, dtype: torch
             layer = LocalAttention(8, 256, 256) if aot else LocalAttention(1, 128, 1024, embed_values=False)
             layer = layer.to(device, dtype)
             query, key, value = tokens(256 if aot else 128), tokens(256 if aot else 128), tokens(256 if aot else 1024)
-            return {"milliseconds": _milliseconds(lambda: layer(query, key, value, grid), device)}
+            return {"milliseconds": milliseconds(lambda: layer(query, key, value, grid), device)}
         width, out, heads = (256, 256, 8) if part == "aot_long" else (128, 1024, 1)
         query, key, value = tokens(width), tokens(width, frames), tokens(out, frames)
         if part == "deaot_long" and form == "fused":
             query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))
-            return {"milliseconds": _milliseconds(
+            return {"milliseconds": milliseconds(
                 lambda: F.scaled_dot_product_attention(query, key, value), device)}
-        return {"milliseconds": _milliseconds(lambda: attend(query, key, value, heads), device)}
-
-
-def _milliseconds(function: Callable[[], Any], device: torch.device, repeats: int = 20) -> float:
-    for _ in range(3):
-        function()
-    synchronise(device)
-    begun = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    synchronise(device)
-    return 1000 * (time.perf_counter() - begun) / repeats
+        return {"milliseconds": milliseconds(lambda: attend(query, key, value, heads), device)}
 
 
 # Training.

@@ -3,7 +3,8 @@
     python -m benchmarks.inference --peer ../aot-benchmark
 
 Both sides run in processes of their own, in turn, on the same generated frames, with the same weights and the same
-masks fed to their memories; medians and ratios are printed, and the share of pixels on which their masks agree.
+masks fed to their memories; medians and ratios are printed, and the share of pixels on which their masks agree; then
+how far ours is from the floor: its operations and bytes at the rates that this machine reaches.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.floor import Work, convolution_rate, copy_rate, product_rate
 from benchmarks.scene import moving_boxes
 from common.allocator import keep_large_blocks
 from common.command import run
@@ -97,6 +99,10 @@ def compare(variant: str, arguments: argparse.Namespace) -> dict:
         print(f"{variant:12} {side:5} {numbers['seconds']:.3f} s/frame (mean {numbers['mean']:.3f}, last ten "
               f"{numbers['last_ten']:.3f}), peak {numbers['peak_mib']:.0f} MiB "
               f"({numbers['added_mib']:.0f} above the loaded program)", flush=True)
+    summary["floor"] = floor(runs["ours"])
+    print("{:12} floor {floor:.3f} s/frame: convolutions {convolutions:.1f} GFLOP at {convolution_rate:.0f} GFLOP/s, "
+          "products {products:.1f} at {product_rate:.0f}; {mib:.0f} MiB at {copy_rate:.1f} GB/s take {bytes_seconds:.3f} "
+          "s".format(variant, **summary["floor"]), flush=True)
     if arguments.peer:
         summary["speedup"] = summary["peer"]["mean"] / summary["ours"]["mean"]
         summary["memory_ratio"] = summary["ours"]["peak_mib"] / summary["peer"]["peak_mib"]
@@ -104,6 +110,14 @@ def compare(variant: str, arguments: argparse.Namespace) -> dict:
         print(f"{variant:12} {summary['speedup']:.2f}x the frames/s, {summary['memory_ratio']:.2f} of the peak memory, "
               f"{agreement:.4%} of the pixels equal", flush=True)
     return summary
+
+
+def floor(runs: list[dict]) -> dict[str, float]:
+    """The seconds that a frame's operations take at the best rates, and its bytes: whichever is more is the floor."""
+    work = {key: max(run["work"][key] for run in runs) for key in runs[0]["work"]}
+    operations = work["convolutions"] / work["convolution_rate"] + work["products"] / work["product_rate"]
+    moved = work["mib"] * 2**20 / work["copy_rate"] / 1e9
+    return {**work, "bytes_seconds": moved, "floor": max(operations, moved)}
 
 
 def write_weights(variant: str, folder: Path) -> None:
@@ -121,7 +135,7 @@ def write_weights(variant: str, folder: Path) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> dict:
-    """One side, in this process: seconds of each frame after the first, and peak memory."""
+    """One side, in this process: seconds of each frame after the first, peak memory, and of ours what a frame takes."""
     torch.set_num_threads(arguments.threads)
     size = (arguments.height, arguments.width)
     frames, labels = moving_boxes(size, arguments.frames + 1, OBJECTS)
@@ -177,7 +191,16 @@ def measure(arguments: argparse.Namespace) -> dict:
         outputs.append(out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     np.save(arguments.masks, np.stack(outputs))
-    return {"seconds": seconds, "peak_mib": peak, "added_mib": peak - before}
+    found = {"seconds": seconds, "peak_mib": peak, "added_mib": peak - before}
+    if arguments.side == "ours":
+        with Work() as work:
+            step(len(frames) - 1)
+        device = torch.device("cpu")
+        found["work"] = {"convolutions": work.operations["convolutions"] / 1e9,
+                         "products": work.operations["products"] / 1e9, "mib": work.bytes / 2**20,
+                         "convolution_rate": convolution_rate(device), "product_rate": product_rate(device),
+                         "copy_rate": copy_rate(device)}
+    return found
 
 
 def _rss_mib() -> float:

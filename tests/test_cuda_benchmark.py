@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import cuda
+from benchmarks.floor import Work
 from common.errors import UserError
 
 
@@ -20,16 +21,16 @@ def bench(monkeypatch, *words: str) -> cuda.Bench:
 def test_operations_and_bytes_of_a_step_are_counted():
     x, weight = torch.zeros(1, 3, 8, 8), torch.zeros(5, 3, 3, 3)
     query = torch.zeros(1, 2, 7, 4)
-    with torch.inference_mode(), cuda.Work() as work:
+    with torch.inference_mode(), Work() as work:
         F.conv2d(x, weight, padding=1)
     assert work.flops == 2 * 5 * 3 * 9 * 64
     assert work.bytes == 4 * (x.numel() + weight.numel() + 5 * 64)
-    with torch.inference_mode(), cuda.Work() as work:
+    with torch.inference_mode(), Work() as work:
         F.scaled_dot_product_attention(query, query, query)
     assert work.flops == 2 * 2 * (2 * 7 * 7 * 4)
-    with torch.inference_mode(), cuda.Work() as work:
-        F.linear(torch.zeros(6, 4), torch.zeros(2, 4)).relu_()
-    assert work.flops == 2 * 6 * 4 * 2
+    with torch.inference_mode(), Work() as work:
+        F.linear(F.conv2d(x, weight)[0, 0, :, :4], torch.zeros(2, 4)).relu_()
+    assert work.operations == {"convolutions": 2 * 5 * 3 * 9 * 36, "products": 2 * 6 * 4 * 2}
 
 
 def test_cells_are_measured_written_and_printed(monkeypatch, tmp_path, capsys):
