@@ -58,6 +58,8 @@ class ModelConfig(Section):
     freeze_encoder: bool = True  # stem and first stage do not learn (official freeze_at = 2)
     # DDMemory only: a reconstruction of ours, see docs/memory.md
     global_bank: Literal["dense", "slots"] = "dense"
+    global_frames: Positive = 2  # size of the dense form, in frames' worth of tokens
+    global_likeness: Annotated[float, Field(ge=-1, le=1)] = 0.7  # cosine of keys at which the dense form knows a token
     global_slots: Positive = 6  # slots an owner (10 objects and the background)
     global_gate: Literal["chrono", "constant", "open"] = "chrono"  # start of the update gate's bias; open: no gate
     global_writes: Positive = 200  # writes that a chrono gate should span
@@ -107,10 +109,12 @@ class TrainConfig(Section):
     stale_local: Share = 0.0  # probability that a clip's short-term memory stays at its reference (DDMemory; ours)
     previous_frame_reference: bool = False  # the second frame is given as a reference too
     shuffle_identities: bool = True
+    few_identities: bool = False  # shuffle a clip's n objects over the first n identities only (ours: short schedules)
     augmentation: Literal["v1", "v2"] = "v1"  # DeAOT: v2
     merge: Share = 0.3  # probability that a second sample is pasted onto a clip; 1.0 for static images
     merge_more: Share = 0.0  # after each pasted sample, probability of one more (ours: several objects a clip)
     cut: Share = 0.0  # probability that an object of a clip is cut in two, or halved (ours)
+    camera: Share = 0.0  # probability that a video clip is seen from elsewhere, by a camera that wanders (ours)
     newcomers: bool = False  # objects that appear after the reference are background (ours; official: clips avoid them)
     reverse: Share = 0.5  # probability that a clip runs backwards
     amp: Literal["none", "fp16", "bf16"] = "none"

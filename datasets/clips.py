@@ -10,7 +10,7 @@ import numpy as np
 
 from common.errors import UserError, UserErrors
 from configs.schema import SourceConfig, TrainConfig
-from datasets.augment import Clip, choose_window, cut_in_two, mirrored, numbered, recoloured, warped
+from datasets.augment import Clip, camera_path, choose_window, cut_in_two, mirrored, numbered, recoloured, warped
 from datasets.check import check_videos
 from datasets.readers import read_image, read_labels
 from datasets.records import Video, open_videos
@@ -50,11 +50,15 @@ class VideoClips:
         if train.cut and rng.random() < train.cut:
             labels = cut_in_two(labels, rng)
         matrix = choose_window(labels[0], train.crop, rng, train.scales, train.short_edge)
+        matrices = [matrix] * len(labels)
+        if train.camera and rng.random() < train.camera:
+            matrices = [view[:2] @ np.vstack([matrix, [0, 0, 1]]) for view in camera_path(len(labels), train.crop, rng)]
         frames = []
-        for stem, shape in zip(chosen, (one.shape for one in labels), strict=True):
-            frame, reduced = _read_frame(video.image_path(stem), shape, matrix[0, 0])
-            frames.append(warped(frame, matrix, train.crop, reduced))
-        clip, objects = numbered(Clip(frames, [warped(one, matrix, train.crop) for one in labels]), rng)
+        for stem, one, moved in zip(chosen, labels, matrices, strict=True):
+            frame, reduced = _read_frame(video.image_path(stem), one.shape, matrix[0, 0])
+            frames.append(warped(frame, moved, train.crop, reduced))
+        labels = [warped(one, moved, train.crop) for one, moved in zip(labels, matrices, strict=True)]
+        clip, objects = numbered(Clip(frames, labels), rng)
         if train.augmentation == "v2":
             clip.frames = [recoloured(frame, rng, "v2") for frame in clip.frames]
         return (mirrored(clip) if rng.random() < 0.5 else clip), objects

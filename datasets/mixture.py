@@ -97,9 +97,16 @@ class Mixture(Dataset):
         if not objects:
             raise UserError(f"{self.config.data.root or 'data.sources'}: {_TRIES} clips in a row show no object of "
                             "more than 100 pixels in their first frame; check the masks, or lower train.scales")
-        slots = rng.permutation(MOST_OBJECTS) if train.shuffle_identities else np.arange(MOST_OBJECTS)
-        return Sample(np.stack(clip.frames), np.stack(clip.labels), objects, slots, int(rng.integers(1 << 62)),
-                      " + ".join(names))
+        return Sample(np.stack(clip.frames), np.stack(clip.labels), objects, self._slots(objects, rng),
+                      int(rng.integers(1 << 62)), " + ".join(names))
+
+    def _slots(self, objects: int, rng: np.random.Generator) -> np.ndarray:
+        """The identity slot of each of ten objects, of which a clip has the first few: (10,)."""
+        slots = np.arange(MOST_OBJECTS)
+        if self.config.train.shuffle_identities:
+            shuffled = objects if self.config.train.few_identities else MOST_OBJECTS
+            slots[:shuffled] = rng.permutation(shuffled)
+        return slots
 
     def _entry(self, number: int) -> np.ndarray:
         epoch, place = divmod(number, len(self.entries))

@@ -1,11 +1,14 @@
 """Changes of clips: images and masks stay together, numbers stay in range, objects are kept and numbered by rule."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from datasets.augment import (
     FILL,
     Clip,
+    camera_path,
     choose_window,
     cut_in_two,
     jittered,
@@ -145,3 +148,17 @@ def test_an_object_is_cut_alike_in_all_frames(seed):
 def test_without_an_object_nothing_is_cut():
     empty = np.zeros((10, 10), np.uint8)
     assert cut_in_two([empty], rng())[0] is empty
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_camera_starts_at_the_centre_and_wanders_a_little(seed):
+    path = camera_path(6, 101, rng(seed))
+    centre, corner = np.array([50, 50, 1]), np.array([100, 50, 1])
+    assert np.allclose(path[0] @ centre, centre)
+    assert all(0.7 < np.linalg.det(view[:2, :2]) < 1.4 and np.allclose(view[2], [0, 0, 1]) for view in path)
+    turn = np.degrees(np.arctan2(*(path[0] @ corner - centre)[1::-1]))
+    assert 0 < abs(turn) < 15.1  # the edge along x shows the rotation alone
+    for before, after in pairwise(path):  # each frame close to the one before, none the same
+        step = after @ np.linalg.inv(before)
+        assert 0 < np.linalg.norm((step @ centre - centre)[:2]) < 5 * 0.03 * 101 * np.sqrt(2)
+        assert abs(np.log(np.linalg.det(step[:2, :2]))) < 2 * 5 * 0.03

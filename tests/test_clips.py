@@ -89,6 +89,35 @@ def test_a_sample_names_what_it_is_made_of(data, photos):
         assert len(pasted) == 20 and set(pasted) <= known
 
 
+def test_few_identities_are_shuffled_among_themselves(data):
+    config = tiny(data, "train.merge=0.7", "train.few_identities=true")
+    few = [Mixture(config)[number] for number in range(30)]
+    assert {sample.objects for sample in few} >= {1, 2}
+    for sample in few:
+        assert sorted(sample.slots[:sample.objects]) == list(range(sample.objects))
+        assert (sample.slots[sample.objects:] == np.arange(sample.objects, 10)).all()
+    assert len({tuple(sample.slots) for sample in few if sample.objects == 2}) == 2
+    config.train.few_identities = False
+    every = [Mixture(config)[number] for number in range(10)]
+    assert len({int(sample.slots[0]) for sample in every}) > 3 and all(sorted(s.slots) == [*range(10)] for s in every)
+
+
+def test_a_camera_moves_frames_and_masks_together(data):
+    config = tiny(data, "train.merge=0", "train.augmentation=v1")
+    still = [Mixture(config)[number] for number in range(8)]
+    config.train.camera = 1.0
+    seen = [Mixture(config)[number] for number in range(8)]
+    for before, after in zip(still, seen, strict=True):
+        assert before.name == after.name and not np.array_equal(before.masks, after.masks)
+
+    def contrast(sample) -> float:  # an object's colour stays apart from what lies around it
+        frame, labels = sample.frames[1].astype(float), sample.masks[1]
+        ring = (cv2.dilate((labels == 1).astype(np.uint8), np.ones((9, 9))) > 0) & (labels == 0)
+        return float(np.abs(frame[labels == 1].mean(0) - frame[ring].mean(0)).sum()) if (labels == 1).any() else np.nan
+
+    assert np.nanmean([contrast(one) for one in seen]) > 0.8 * np.nanmean([contrast(one) for one in still])
+
+
 def test_reflection_and_absences():
     assert [_reflected(place, 4) for place in range(9)] == [0, 1, 2, 3, 2, 1, 0, 1, 2]
     assert _absences(np.array([0, 1, 0, 0, 1, 1, 0, 1, 0], bool)) == [(2, 4), (6, 7)]
