@@ -3,8 +3,9 @@
     python -m benchmarks.memory --output runs/memory --budget small
 
 Stages, each skipped where its result is there already, so that the command can be stopped and repeated: generate the
-videos, train one small network (or take --weights, an AOT-T's), train each kind of memory from its weights (equal
-steps, equal clips), segment and score every row of the table, write OUT/table.md, OUT/results.json and OUT/curves.png.
+videos; train one network that remembers reference and previous frame (a small one from nothing, or an AOT-T from
+--weights); from its weights train each kind of memory for each seed (equal steps, equal clips); segment and score every
+row of the table; write OUT/table.md, OUT/results.json and OUT/curves.png.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ class Budget:
 
 BUDGETS = {
     "smoke": Budget(2, 1, 400, 4, 2),
-    "small": Budget(24, 6, 600, 800, 200),
+    "small": Budget(24, 6, 600, 1000, 300),
     "medium": Budget(24, 20, 600, 4000, 500),
     "full": Budget(60, 20, 600, 20000, 5000),
 }
 
 LONG = ["memory.gap=5", "train.memory_gap=2"]  # as the official L variants
-GLOBAL = ["model.family=ddmemory", "memory.policy=references", "model.global_writes=40"]
+GLOBAL = ["model.family=ddmemory", "memory.policy=references", "train.added_lr_ratio=3"]
 NETWORKS = {  # what the second stage trains: settings over configs/recipes/memory_benchmark.yaml
     "local": [],
     "long": LONG,
@@ -113,11 +114,14 @@ def main() -> None:
         out / "data", "long", videos=(budget.train_videos, budget.videos, 0), frames=budget.frames)
     videos = open_videos(data, "val").videos[: budget.videos]
     results: dict[str, list[dict]] = {}
+    if arguments.weights:
+        first_recipe, recipe = "memory_benchmark_aott_first", "memory_benchmark_aott"
+        start = [f"train.weights={Path(arguments.weights).resolve()}"]
+    else:
+        first_recipe, recipe, start = "demo", "memory_benchmark", []
+    first = trained(out / "first", first_recipe, data, 0, budget.first_steps, start)
     for seed in range(arguments.seeds):
         folder = out / f"seed_{seed}"
-        first = Path(arguments.weights).resolve() if arguments.weights else trained(
-            folder / "first", "demo", data, seed, budget.first_steps, [])
-        recipe = "memory_benchmark_aott" if arguments.weights else "memory_benchmark"
         for row in rows:
             run_folder = folder / row.network.replace(", ", "_").replace(" ", "_")
             weights = trained(run_folder, recipe, data, seed, budget.second_steps,
@@ -134,7 +138,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", default="runs/memory", help="folder of everything (default: runs/memory)")
     parser.add_argument("--budget", choices=BUDGETS, default="small",
                         help="small: about an hour of one core; full: about a day (default: small)")
-    parser.add_argument("--seeds", type=int, default=1, help="how many times all is trained (default: 1)")
+    parser.add_argument("--seeds", type=int, default=1, help="how many times the second stage is trained (default: 1)")
     parser.add_argument("--rows", help="names of rows, separated by semicolons; default: all, namely "
                                        + "; ".join(row.name for row in ROWS))
     parser.add_argument("--data", help="another data root, to train on its train split and score its val split, "
@@ -170,7 +174,8 @@ def trained(folder: Path, recipe: str, data: Path, seed: int, steps: int, settin
         command.append("--resume")
     else:
         command += [f"data.root={data.resolve()}", f"seed={seed}", f"train.steps={steps}",
-                    f"train.checkpoint_every={max(1, min(200, steps))}", *settings]
+                    f"train.checkpoint_every={max(1, min(200, steps))}",
+                    "train.validate_split=none", *settings]  # the rows are scored here
     done = subprocess.run(command, cwd=REPOSITORY, check=False)
     if done.returncode:
         raise UserError(f"{folder}: train.py ended with status {done.returncode}; see what it printed above")

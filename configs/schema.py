@@ -55,13 +55,14 @@ class ModelConfig(Section):
     align_corners: bool = True  # also the rounding of the input: 16k + 1 (True) or 16k (False: Swin)
     drop_path: Share = 0.1  # stochastic depth in training
     conv_dropout: Share = 0.1  # DeAOT: channel dropout of the depthwise convolutions in training
+    distinct_identities: bool = False  # identity embeddings start long and at right angles (ours: short schedules)
     freeze_encoder: bool = True  # stem and first stage do not learn (official freeze_at = 2)
     # DDMemory only: a reconstruction of ours, see docs/memory.md
     global_bank: Literal["dense", "slots"] = "dense"
     global_frames: Positive = 2  # size of the dense form, in frames' worth of tokens
     global_likeness: Annotated[float, Field(ge=-1, le=1)] = 0.7  # cosine of keys at which the dense form knows a token
     global_slots: Positive = 6  # slots an owner (10 objects and the background)
-    global_gate: Literal["chrono", "constant", "open"] = "chrono"  # start of the update gate's bias; open: no gate
+    global_gate: Literal["chrono", "constant", "open"] = "constant"  # start of the update gate's bias; open: no gate
     global_writes: Positive = 200  # writes that a chrono gate should span
 
 

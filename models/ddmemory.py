@@ -6,6 +6,7 @@ Ours: everything else, above all the equations of the global bank (models/memory
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,42 +17,47 @@ from configs.schema import Config, MemoryConfig
 from models.attention import attend
 from models.blocks import Entry, Tokens
 from models.memory import Evidence, State
-from models.memory.global_bank import DenseBank, GlobalState, SlotBank, frame_confidence, owner_shares
+from models.memory.global_bank import DenseBank, GlobalState, SlotBank, owner_shares, token_certainty
 from models.network import AOT, Features
 
 BANKS: dict[str, type[DenseBank] | type[SlotBank]] = {"dense": DenseBank, "slots": SlotBank}
 
 
 class DDMemory(AOT):
-    """Every block adds a read of the global memory to what it reads from reference and local memory.
+    """Every block reads the global memory together with the references, in one softmax of AOT's long-term attention.
 
-    The read passes a projection that is zero at first: the network then equals, to the bit, AOT that remembers the
-    reference and the previous frame, and official AOT weights can be loaded to train it from.
+    The global memory begins as copies of the reference, which change nothing in a softmax over it: until something is
+    written, the network equals AOT that remembers the reference and the previous frame. What is written later is read
+    by attention that AOT's weights have learnt already, so they are of use before any further training.
     """
 
     notice = "DDMemory is a reconstruction of ours: its authors released no code (docs/memory.md)"
     precise_parts = ("global_banks.",)
-    added_parts = ("global_banks.", "global_projections.")  # what AOT's weights do not have
+    added_parts = ("global_banks.", "global_marks")  # what AOT's weights do not have
 
     def __init__(self, config: Config):
         super().__init__(config)
         model = config.model
         self.global_banks = nn.ModuleList(BANKS[model.global_bank](model) for _ in range(model.blocks))
-        self.global_projections = nn.ModuleList(nn.Linear(model.channels, model.channels) for _ in range(model.blocks))
-        for projection in self.global_projections:
-            nn.init.zeros_(projection.weight)
-            nn.init.zeros_(projection.bias)
+        # What tells the global memory's keys and values from the references', learnt; nothing at first.
+        self.global_marks = nn.Parameter(torch.zeros(model.blocks, 2, model.channels))
 
     def start(self, features: Features, masks: Tensor, objects: int | list[int], memory: MemoryConfig | None = None,
               slots: Tensor | None = None, detach_identity: bool = False) -> State:
         """As :meth:`Network.start`; the global memory begins with the reference frame."""
         state = super().start(features, masks, objects, memory, slots, detach_identity)
         shares = owner_shares(masks, state.grid)
-        ones = shares.new_ones(shares.shape[0])
         with self._full_precision(shares):
             banks = [bank.start(entry, shares) for bank, entry in zip(self.global_banks, state.short[-1], strict=True)]
+        ones = shares.new_ones(shares.shape[0])
         state.extra = GlobalState(banks, ones, ones)
         return state
+
+    def attend(self, index: int, query: Any, state: State) -> Tensor:
+        """As :meth:`Network.attend`, from the long-term memory and the global memory in one softmax."""
+        (keys, values), (more_keys, more_values), bias = self._both(index, state)
+        joined = torch.cat([keys, more_keys], 1), torch.cat([values, more_values], 1)
+        return self.blocks[index].attend(query, (joined, bias))
 
     def segment(self, features: Features, state: State,
                 attend: Callable[[int, Any], Tensor] | None = None) -> tuple[Tensor, list[Tokens]]:
@@ -66,48 +72,49 @@ class DDMemory(AOT):
         state = super().remember(entries, tokens, masks, state, evidence)
         if state.frame - state.extra.last_write >= state.config.global_interval:
             shares = owner_shares(masks, state.grid)
-            confidence = frame_confidence(logits, shares, state.grid, state.config.min_presence)
-            self._write(state, shares, confidence)
+            self._write(state, shares, token_certainty(logits, shares, state.grid, state.config.min_presence))
         return state
 
     def add_objects(self, features: Features, masks: Tensor, state: State, objects: int | list[int]) -> State:
         """As :meth:`Network.add_objects`; the frame is written to the global memory with full confidence."""
         state = super().add_objects(features, masks, state, objects)
         shares = owner_shares(masks, state.grid)
-        self._write(state, shares, shares.new_ones(shares.shape[0]))
+        self._write(state, shares, torch.ones_like(shares[:, 0]))
         return state
 
     def describe_extra(self, tokens: list[Tokens], state: State) -> dict[str, Tensor]:
-        """At a frame that was written: openness of the gate, confidence, and share of the global memory in what the
-        first block reads, by root mean square beside the long-term memory (0..1)."""
+        """At a frame that was written: openness of the gate, certainty inside the objects, and share of the first
+        block's attention that the global memory receives (0..1)."""
         memory: GlobalState = state.extra
         if memory.last_write != state.frame:
             return {}
         query = tokens[0][0]
-        long = self.blocks[0].long_projection(self.attend(0, query, state))
-        strength = [part.float().square().mean().sqrt() for part in (self.read_global(0, query, memory), long)]
-        return {"openness": memory.openness.mean(), "confidence": memory.confidence.mean(),
-                "share": strength[0] / (strength[0] + strength[1])}
+        (keys, _), (more, _), bias = self._both(0, state)
+        # Read as values, zeros and ones sum the weights of the global memory.
+        of_global = torch.cat([torch.zeros_like(keys), torch.ones_like(more)], 1)
+        share = attend(query, torch.cat([keys, more], 1).to(query.dtype), of_global.to(query.dtype), self.heads, bias)
+        return {"openness": memory.openness.mean(), "confidence": memory.confidence.mean(), "share": share.mean()}
 
-    def _write(self, state: State, shares: Tensor, confidence: Tensor) -> None:
+    def _both(self, index: int, state: State) -> tuple[Entry, Entry, Tensor]:
+        """Keys and values of the long-term memory and of the global memory, (B, ., C), and what is added to the scores
+        of both, one after the other, (B, 1, 1, .)."""
+        (keys, values), filled = state.long.read(index, state.policy.may_decline)
+        more_keys, more_values, bias = self.global_banks[index].read(state.extra.banks[index])
+        marks = self.global_marks[index]
+        none = bias.new_zeros(keys.shape[:2])
+        bias = torch.cat([none if filled is None else none.masked_fill(~filled, -math.inf), bias], 1)[:, None, None]
+        more = tuple((part + mark).to(keys.dtype) for part, mark in zip((more_keys, more_values), marks, strict=True))
+        return (keys, values), more, bias.to(keys.dtype)
+
+    def _write(self, state: State, shares: Tensor, certainty: Tensor) -> None:
         memory: GlobalState = state.extra
         with self._full_precision(shares):
-            written = [bank.write(old, entry, shares, confidence) for bank, old, entry
+            written = [bank.write(old, entry, shares, certainty) for bank, old, entry
                        in zip(self.global_banks, memory.banks, state.short[-1], strict=True)]
         openness = torch.stack([gate.detach() for _, gate in written]).mean(0)
+        objects = shares[:, 1:].sum(1)  # (B, L)
+        confidence = (objects * certainty).sum(1) / objects.sum(1).clamp_min(1e-6)
         state.extra = GlobalState([bank for bank, _ in written], openness, confidence, state.frame)
-
-    def _read(self, index: int, stream: Tensor, query: Tensor, attended: Tensor, short: Entry,
-              state: State) -> Tensor:
-        if state.extra is not None:  # there is none yet in the very first reference pass
-            stream = stream + self.read_global(index, query, state.extra)
-        return super()._read(index, stream, query, attended, short, state)
-
-    def read_global(self, index: int, query: Tensor, memory: GlobalState) -> Tensor:
-        """What block ``index`` gets from the global memory for its queries: (B, L, C)."""
-        key, value, mask = self.global_banks[index].read(memory.banks[index])
-        read = attend(query, key.to(query.dtype), value.to(query.dtype), self.heads, mask)
-        return self.global_projections[index](read)
 
     @staticmethod
     def _full_precision(like: Tensor) -> torch.autocast:

@@ -75,8 +75,6 @@ def test_a_late_group_counts_frames_from_the_videos_first():
 @pytest.mark.parametrize("form", ["dense", "slots"])
 def test_global_memory_reports_its_writes(form):
     predictor = predictor_of(f"model.global_bank={form}", "memory.global_interval=3", name="ddmemory")
-    for projection in predictor.network.global_projections:
-        torch.nn.init.eye_(projection.weight)
     predictor.start(frame(0), labels(1, 2))
     reports = {}
     for number in range(1, 7):

@@ -64,7 +64,7 @@ def test_what_a_family_adds_can_learn_faster():
     rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
     of = {name: rates[id(p)] for name, p in network.named_parameters() if id(p) in rates}
     rest = of["decoder.conv_in.conv.weight"]
-    assert of["global_projections.0.weight"] == of["global_banks.0.gate.update.bias"] == pytest.approx(5 * rest - 4e-5)
+    assert of["global_marks"] == of["global_banks.0.gate.update.bias"] == pytest.approx(5 * rest - 4e-5)
     assert of["encoder.conv_head.weight"] == pytest.approx(0.1 * rest + 0.9e-5)
 
 

@@ -4,11 +4,12 @@ No code of DDMemory was released (LVOS, arXiv 2211.10181); that there is such a 
 reconstruction: docs/memory.md. Two forms, one a block of the network:
 
     state = bank.start(entry, shares)                       # from the first reference frame
-    state, openness = bank.write(state, entry, shares, confidence)
-    keys, values, mask = bank.read(state)
+    state, openness = bank.write(state, entry, shares, certainty)
+    keys, values, bias = bank.read(state)
 
 ``entry`` is the frame's fused keys and values (B, L, C); ``shares`` (B, 11, L) says how much of each token the
-background and each of ten objects cover. States are float32, under autocast too.
+background and each of ten objects cover, ``certainty`` (B, L) in 0..1 how sure the network is of each; where it is 0
+nothing is written. States are float32, under autocast too.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.schema import ModelConfig
-from models.attention import attend
 from models.blocks import Entry
 from models.identity import IDENTITIES, one_hot
 from models.memory.bank import map_tensors
 
-CONSTANT_BIAS = -3.0  # of a constant gate: a write's content halves in 14 writes
+CONSTANT_BIAS = 0.0  # of a constant gate: a write takes half of what it meets
+MOST_NEW = 0.25  # new tokens that a write may take in, as a share of the frame's
 PRESENT_TOKENS = 4.0  # tokens at which a slot's owner counts as fully present
 
 
@@ -100,38 +101,92 @@ class Gate(nn.Module):
 
 
 class DenseBank(nn.Module):
-    """A key and a value for every token of the map: the state follows what it holds from frame to frame.
+    """Tokens as of ``model.global_frames`` whole frames, that follow what they hold and take in what is new.
 
-    State: keys and values, (B, L, C) each. Every state token looks for its content in the new frame (one L x L
-    product), and the gate mixes in what it finds (facts: equations of docs/memory.md, "Dense form").
+    State: keys and values, (B, M, C) each; (B, M) owner of each token, 0 the background; (B, M) number of the write
+    that used it last; (B, 11) tokens that each owner covered when it was seen last. A frame's token is known where it
+    resembles a state token of the same owner: the gate mixes it into that one. Otherwise it is new and replaces the
+    token used least recently of the owner that has most, so that what an absent object left behind stays (facts:
+    equations of docs/memory.md, "Dense form").
     """
 
     def __init__(self, model: ModelConfig):
         super().__init__()
+        self.frames, self.likeness = model.global_frames, model.global_likeness
         self.gate = Gate(model.channels, 1, model.global_gate, model.global_writes)
 
     def start(self, entry: Entry, shares: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_precise(token).clone() for token in entry)
+        key, value = (_precise(token).repeat(1, self.frames, 1) for token in entry)
+        owns = token_owners(shares)
+        owner = owns.repeat(1, self.frames)
+        return key, value, owner, torch.zeros_like(owner), _areas(owns, torch.ones_like(shares[:, 0]))
 
     def write(self, state: tuple[Tensor, ...], entry: Entry, shares: Tensor,
-              confidence: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        old_key, old_value = state
+              certainty: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        old_key, old_value, owner, used, area = state
         key, value = (_precise(token) for token in entry)
-        foreground = 1 - shares[:, :1].to(key.dtype).transpose(1, 2)  # (B, L, 1)
-        seen = attend(old_key, key, torch.cat([key, value, foreground], -1), heads=1)  # (B, L, 2 C + 1)
-        key, value, foreground = seen.split([key.shape[-1], value.shape[-1], 1], -1)
-        new_value, gate = self.gate(old_value, value, confidence.view(-1, 1, 1), foreground)
-        mean = gate.mean(-1, keepdim=True)  # (B, L, 1)
-        return ((1 - mean) * old_key + mean * key, new_value), gate.mean((1, 2))
+        owns, sure = token_owners(shares), certainty > 0  # (B, L)
+        best, match = self._likest(key, owns, old_key, owner)
+        known = sure & (best >= self.likeness)
+        now = used.amax(1, keepdim=True) + 1  # (B, 1)
 
-    def read(self, state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
-        return *state, None
+        # Known tokens: each state token meets the mean of those that resemble it most.
+        foreground = 1 - shares[:, :1].to(key.dtype).transpose(1, 2)  # (B, L, 1)
+        told = torch.cat([key, value, foreground, certainty.unsqueeze(-1).to(key.dtype)], -1)  # (B, L, 2 C + 2)
+        met = _sums(known.unsqueeze(-1).to(key.dtype), match, owner.shape[1])  # (B, M, 1)
+        told = _sums(told * known.unsqueeze(-1), match, owner.shape[1]) / met.clamp_min(1)
+        met_key, met_value, foreground, strength = told.split([key.shape[-1], value.shape[-1], 1, 1], -1)
+        new_value, gate = self.gate(old_value, met_value, strength, foreground)
+        mean = gate.mean(-1, keepdim=True)  # (B, M, 1)
+        new_key = (1 - mean) * old_key + mean * met_key
+        used = torch.where(met.squeeze(-1) > 0, now, used)
+
+        # New tokens: those of objects first, the least like anything first, each in place of what is worth least.
+        room = math.ceil(owns.shape[1] * MOST_NEW)
+        rank = torch.where(sure & ~known, 2 * (owns > 0) - best, -math.inf)
+        rank, chosen = rank.topk(room)  # (B, room)
+        victims = _place_in_line(owner, used).topk(room).indices  # (B, room)
+
+        def exchanged(kept: Tensor, new: Tensor) -> Tensor:
+            """kept: (B, M, .), new: (B, L, .)."""
+            there = victims.unsqueeze(-1).expand(-1, -1, kept.shape[-1])
+            entering = new.gather(1, chosen.unsqueeze(-1).expand(-1, -1, new.shape[-1]))
+            return kept.scatter(1, there, torch.where(rank.isfinite().unsqueeze(-1), entering, kept.gather(1, there)))
+
+        changed = (exchanged(new_key, key), exchanged(new_value, value),
+                   exchanged(owner.unsqueeze(-1), owns.unsqueeze(-1)).squeeze(-1),
+                   exchanged(used.unsqueeze(-1), now.expand_as(owns).unsqueeze(-1)).squeeze(-1))
+        seen = _areas(owns, sure.to(area.dtype))
+        return (*changed, torch.where(seen > 0, seen, area)), gate.mean((1, 2))
+
+    def read(self, state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values, and what is added to the scores of each token, (B, M).
+
+        An owner weighs as much as in ``frames`` frames like those in which it was seen last, however many tokens it
+        has: attention would else take an object with many tokens, of many looks, for a large one.
+        """
+        key, value, owner, _, area = state
+        held = _areas(owner, torch.ones_like(key[..., 0]))  # (B, 11)
+        return key, value, (self.frames * area / held.clamp_min(1)).clamp_min(1e-6).log().gather(1, owner)
+
+    @staticmethod
+    @torch.no_grad()
+    def _likest(key: Tensor, owns: Tensor, old_key: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+        """For each token of the frame the likeness (-1..1) of the most similar state token of its owner, and its place.
+
+        Likeness is the cosine of the keys less the mean of the state's keys, which attention does not see either: it
+        adds the same to all scores of a query.
+        """
+        mean = old_key.mean(1, keepdim=True)
+        likeness = F.normalize(key - mean, dim=-1) @ F.normalize(old_key - mean, dim=-1).transpose(1, 2)  # (B, L, M)
+        return likeness.masked_fill(owns.unsqueeze(2) != owner.unsqueeze(1), -1).max(-1)
 
 
 class SlotBank(nn.Module):
     """A few vectors for each owner (the background and ten objects), each gathering what its query asks for.
 
-    State: slots (B, 11 K, 2 C), key and value side by side, and which of them were ever written, (B, 11 K). A slot
+    State: slots (B, 11 K, 2 C), key and value side by side; which of them were ever written, (B, 11 K); and the tokens
+    that each owner covered when it was seen last, (B, 11). A slot
     sees only tokens that its owner holds; that of an absent owner does not move at all. The first write of a slot
     fills it (facts: equations of docs/memory.md, "Slot form").
     """
@@ -152,12 +207,13 @@ class SlotBank(nn.Module):
         key = _precise(entry[0])
         slots = key.new_zeros(key.shape[0], (1 + IDENTITIES) * self.per_owner, 2 * key.shape[-1])
         seen = slots.new_zeros(slots.shape[:2], dtype=torch.bool)
-        state, _ = self.write((slots, seen), entry, shares, key.new_ones(key.shape[0]))
+        area = slots.new_zeros(len(slots), 1 + IDENTITIES)
+        state, _ = self.write((slots, seen, area), entry, shares, torch.ones_like(key[..., 0]))
         return state
 
     def write(self, state: tuple[Tensor, ...], entry: Entry, shares: Tensor,
-              confidence: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        slots, seen = state
+              certainty: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        slots, seen, area = state
         key, value = (_precise(token) for token in entry)
         shares = shares.to(key.dtype)
         winner = F.one_hot(shares.argmax(1), 1 + IDENTITIES).transpose(1, 2)  # (B, 11, L)
@@ -167,18 +223,23 @@ class SlotBank(nn.Module):
         weight = owned * (scores - scores.amax(-1, keepdim=True)).exp()
         gathered = weight @ torch.cat([key, value], -1) / (weight.sum(-1, keepdim=True) + 1e-6)  # (B, 11 K, 2 C)
 
-        presence = (owned.sum(-1, keepdim=True) / PRESENT_TOKENS).clamp(max=1) * confidence.view(-1, 1, 1)
+        covered = owned.sum(-1, keepdim=True)  # (B, 11 K, 1)
+        sure = owned @ certainty.to(key.dtype).unsqueeze(-1) / covered.clamp_min(1e-6)  # (B, 11 K, 1)
+        presence = (covered / PRESENT_TOKENS).clamp(max=1) * sure
         written, gate = self.gate(slots, gathered, presence)
-        first = ~seen.unsqueeze(-1) & (presence > 0)  # nothing to keep yet
-        openness = gate.mean((1, 2))
-        return (torch.where(first, gathered, written), seen | first.squeeze(-1)), openness
+        present = presence > 0
+        first = ~seen.unsqueeze(-1) & present  # nothing to keep yet
+        slots = torch.where(first, gathered, written)
+        area = torch.where(*(part.view(*area.shape, -1)[..., 0] for part in (present, covered)), area)
+        return (slots, seen | first.squeeze(-1), area), gate.mean((1, 2))
 
-    def read(self, state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
-        slots, seen = state
+    def read(self, state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`DenseBank.read`; an owner weighs as in one frame."""
+        slots, seen, area = state
         dtype = self.to_key.weight.dtype
-        always = torch.arange(seen.shape[1], device=seen.device) == 0  # no row of scores is empty
-        mask = (seen | always)[:, None, None]  # (B, 1, 1, 11 K)
-        return self.to_key(slots.to(dtype)), self.to_value(slots.to(dtype)), mask
+        weight = (area / self.per_owner).clamp_min(1e-6).log().repeat_interleave(self.per_owner, 1)  # (B, 11 K)
+        bias = weight.masked_fill(~seen, -math.inf)
+        return self.to_key(slots.to(dtype)), self.to_value(slots.to(dtype)), bias
 
 
 def owner_shares(masks: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -191,19 +252,49 @@ def owner_shares(masks: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(soft.detach().float(), grid).flatten(2)
 
 
-def frame_confidence(logits: Tensor, shares: Tensor, grid: tuple[int, int], min_presence: float) -> Tensor:
-    """Presence times certainty of a frame: (B,) float32 in 0..1, no gradient; 0 where no object is there.
+def token_certainty(logits: Tensor, shares: Tensor, grid: tuple[int, int], min_presence: float) -> Tensor:
+    """Certainty of each token of a frame: (B, L) float32 in 0..1, no gradient; 0 everywhere where no object is there.
 
-    Certainty is the mean margin between the two best probabilities inside the objects; ``min_presence`` is the share
-    of the frame that all objects together must exceed.
+    It is the mean margin between the two best probabilities; ``min_presence`` is the share of the frame that all
+    objects together must exceed.
     """
     with torch.no_grad():
         best = logits.float().softmax(1).topk(2, dim=1).values
         margin = F.adaptive_avg_pool2d(best[:, 0] - best[:, 1], grid).flatten(1)  # (B, L)
-        foreground = shares[:, 1:].sum(1)  # (B, L)
-        area = foreground.sum(1)
-        certainty = (foreground * margin).sum(1) / area.clamp_min(1e-6)
-        return certainty * (area > min_presence * foreground.shape[1])
+        area = shares[:, 1:].sum((1, 2)).unsqueeze(1)  # (B, 1)
+        return margin * (area > min_presence * shares.shape[2])
+
+
+def token_owners(shares: Tensor) -> Tensor:
+    """Whose each token is: (B, L) int64, 0 the background. An object has a token of which it covers a third and more,
+    at the coarse grid of the tokens.
+
+    Args:
+        shares: as of :func:`owner_shares`.
+    """
+    return torch.cat([0.5 * shares[:, :1], shares[:, 1:]], 1).argmax(1)
+
+
+def _place_in_line(owner: Tensor, used: Tensor) -> Tensor:
+    """How many tokens of the same owner were used later: (B, M) float, equal ones in the order in which they stand.
+
+    The highest is the token used least recently of the owner that has most.
+    """
+    count = owner.shape[1]
+    order = used * count + torch.arange(count, device=used.device)  # (B, M), all different
+    same = owner.unsqueeze(2) == owner.unsqueeze(1)  # (B, M, M)
+    return (same & (order.unsqueeze(1) > order.unsqueeze(2))).sum(2).float()
+
+
+def _areas(owner: Tensor, weight: Tensor) -> Tensor:
+    """Sum of ``weight`` (B, L) over the tokens of each owner (B, L): (B, 11)."""
+    return weight.new_zeros(len(owner), 1 + IDENTITIES).scatter_add(1, owner, weight)
+
+
+def _sums(tokens: Tensor, places: Tensor, count: int) -> Tensor:
+    """Sums of tokens (B, L, .) by their places (B, L) among ``count``: (B, count, .)."""
+    empty = tokens.new_zeros(tokens.shape[0], count, tokens.shape[-1])
+    return empty.scatter_add(1, places.unsqueeze(-1).expand_as(tokens), tokens)
 
 
 def _precise(tensor: Tensor) -> Tensor:
