@@ -186,9 +186,9 @@ class SlotBank(nn.Module):
     """A few vectors for each owner (the background and ten objects), each gathering what its query asks for.
 
     State: slots (B, 11 K, 2 C), key and value side by side; which of them were ever written, (B, 11 K); and the tokens
-    that each owner covered when it was seen last, (B, 11). A slot
-    sees only tokens that its owner holds; that of an absent owner does not move at all. The first write of a slot
-    fills it (facts: equations of docs/memory.md, "Slot form").
+    that each owner covered when it was seen last, (B, 11). A slot sees only tokens that its owner holds; that of an
+    absent owner does not move at all. The first write of a slot fills it (facts: equations of docs/memory.md, "Slot
+    form").
     """
 
     def __init__(self, model: ModelConfig):
@@ -288,13 +288,15 @@ def _place_in_line(owner: Tensor, used: Tensor) -> Tensor:
 
 def _areas(owner: Tensor, weight: Tensor) -> Tensor:
     """Sum of ``weight`` (B, L) over the tokens of each owner (B, L): (B, 11)."""
-    return weight.new_zeros(len(owner), 1 + IDENTITIES).scatter_add(1, owner, weight)
+    return _sums(weight.unsqueeze(-1), owner, 1 + IDENTITIES).squeeze(-1)
 
 
 def _sums(tokens: Tensor, places: Tensor, count: int) -> Tensor:
     """Sums of tokens (B, L, .) by their places (B, L) among ``count``: (B, count, .)."""
-    empty = tokens.new_zeros(tokens.shape[0], count, tokens.shape[-1])
-    return empty.scatter_add(1, places.unsqueeze(-1).expand_as(tokens), tokens)
+    batch, _, channels = tokens.shape
+    rows = places + count * torch.arange(batch, device=places.device).unsqueeze(1)
+    empty = tokens.new_zeros(batch * count, channels)
+    return empty.index_add(0, rows.flatten(), tokens.flatten(0, 1)).unflatten(0, (batch, count))
 
 
 def _precise(tensor: Tensor) -> Tensor:
