@@ -101,8 +101,8 @@ def compare(variant: str, arguments: argparse.Namespace) -> dict:
               f"({numbers['added_mib']:.0f} above the loaded program)", flush=True)
     summary["floor"] = floor(runs["ours"])
     print("{:12} floor {floor:.3f} s/frame: convolutions {convolutions:.1f} GFLOP at {convolution_rate:.0f} GFLOP/s, "
-          "products {products:.1f} at {product_rate:.0f}; {mib:.0f} MiB at {copy_rate:.1f} GB/s take {bytes_seconds:.3f} "
-          "s".format(variant, **summary["floor"]), flush=True)
+          "products {products:.1f} at {product_rate:.0f}; {mib:.0f} MiB at {copy_rate:.1f} GB/s take "
+          "{bytes_seconds:.3f} s".format(variant, **summary["floor"]), flush=True)
     if arguments.peer:
         summary["speedup"] = summary["peer"]["mean"] / summary["ours"]["mean"]
         summary["memory_ratio"] = summary["ours"]["peak_mib"] / summary["peer"]["peak_mib"]

@@ -55,7 +55,7 @@ class ModelConfig(Section):
     align_corners: bool = True  # also the rounding of the input: 16k + 1 (True) or 16k (False: Swin)
     drop_path: Share = 0.1  # stochastic depth in training
     conv_dropout: Share = 0.1  # DeAOT: channel dropout of the depthwise convolutions in training
-    distinct_identities: bool = False  # identity embeddings start long and at right angles (ours: short schedules)
+    start: Literal["official", "matching"] = "official"  # of training from nothing; matching (ours): in short schedules
     freeze_encoder: bool = True  # stem and first stage do not learn (official freeze_at = 2)
     # DDMemory only: a reconstruction of ours, see docs/memory.md
     global_bank: Literal["dense", "slots"] = "dense"

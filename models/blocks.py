@@ -98,6 +98,10 @@ class AOTBlock(nn.Module):
         self.feed_forward = FeedForward(channels, 4 * channels)
         self.drop_path = DropPath(drop_path)
 
+    def sharpen(self, score: float) -> None:
+        """Lengthen the keys at their start: the attention score of a token with itself becomes ``score``."""
+        _lengthen(self.linear_q.weight, self.heads, score)
+
     @staticmethod
     def entry_channels(channels: int) -> int:
         """Numbers that an entry keeps of each token: key and value."""
@@ -161,6 +165,10 @@ class DeAOTBlock(nn.Module):
         self.self_propagation = GatedPropagation(2 * self.expanded, 2 * channels, conv_dropout)
         self.drop_path = DropPath(drop_path)
 
+    def sharpen(self, score: float) -> None:
+        """As :meth:`AOTBlock.sharpen`."""
+        _lengthen(self.linear_qv.weight[: self.key_channels], 1, score)
+
     @staticmethod
     def entry_channels(channels: int) -> int:
         """Numbers that an entry keeps of each token: key, visual and identity value."""
@@ -203,3 +211,11 @@ class DeAOTBlock(nn.Module):
         change = self.self_propagation(attend(key, key, value, 1), gate, grid)
         # The halves draw their drop-path masks apart.
         return stream + torch.cat([self.drop_path(half) for half in change.split(self.channels, -1)], -1)
+
+
+def _lengthen(weight: Tensor, heads: int, score: float) -> None:
+    """Scale a projection (keys, C) so that the key k of a normalised token has k k' / sqrt(d) = score, in the mean over
+    tokens and heads of d channels."""
+    width = weight.shape[0] // heads
+    now = weight.shape[1] * weight.square().mean() * width**0.5
+    weight.mul_((score / now).sqrt())

@@ -41,6 +41,12 @@ class IdentityBank(nn.Module):
         nn.init.orthogonal_(self.conv.weight.view(channels, -1), gain=size**-2)
         self.norm = nn.LayerNorm(channels) if normalise else None  # DeAOT
 
+    @torch.no_grad()
+    def start_distinct(self, length: float) -> None:
+        """Embed each identity of a fully covered patch at right angles to the others, with this length."""
+        vectors = nn.init.orthogonal_(torch.empty(self.conv.out_channels, 1 + IDENTITIES), gain=length)
+        self.conv.weight.add_(vectors[:, :, None, None] / self.conv.kernel_size[0]**2)
+
     def forward(self, masks: Tensor, objects: int, slots: Tensor | None = None) -> Tensor:
         """Embed masks.
 

@@ -10,7 +10,7 @@ from configs import load_config, model_config_path, model_names
 from inference import Predictor
 from inference.predictor import View
 from models import build_network
-from models.network import Network
+from models.network import SELF_SCORE, Network
 
 SMALL = (65, 81)
 
@@ -167,3 +167,33 @@ def test_state_clone_is_independent_and_detach_has_no_history():
         network.memorise(tokens, labels(2), state)
         assert copy.frame == 0 and copy.long.offered == 1 and state.long.offered == 2
         assert copy.num_bytes() < state.num_bytes()
+
+
+@pytest.mark.parametrize("name", ["aott", "deaott", "ddmemory"])
+def test_a_matching_start_tells_objects_apart(name):
+    """Exchanging two objects in the memory changes what enters the last layer: a lot; at the official start, hardly."""
+    def change(start: str) -> float:
+        network = network_of(name, f"model.start={start}")
+        torch.manual_seed(1)
+        frames = torch.randn(2, 1, 3, 129, 129)
+        masks = torch.zeros(1, 129, 129, dtype=torch.long)
+        masks[:, 20:60, 20:60], masks[:, 70:110, 60:120] = 1, 2
+        seen = []
+        network.decoder.conv_out.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        with torch.inference_mode():
+            features = [network.encode(frame) for frame in frames]
+            for labels in (masks, torch.tensor([0, 2, 1])[masks]):
+                network.segment(features[1], network.start(features[0], labels, 2))
+        return float((seen[0] - seen[1]).norm() / seen[0].norm())
+
+    assert change("official") < 0.001 and change("matching") > 0.03
+
+
+def test_a_matching_start_is_sharp_and_its_identities_are_at_right_angles():
+    network = network_of("aott", "model.start=matching")
+    tokens = torch.nn.functional.layer_norm(torch.randn(1, 500, 256), (256,))
+    key = network.blocks[0].linear_q(tokens).unflatten(-1, (8, 32)).detach()
+    assert abs(float((key * key).sum(-1).mean()) / 32**0.5 - SELF_SCORE) < 1
+    patches = torch.arange(11).view(11, 1, 1).expand(11, 33, 33)  # each wholly of one identity
+    vectors = (network.identity(patches, 10)[:, 4] - network.identity.conv.bias).detach()  # (11, 256)
+    assert torch.allclose(vectors @ vectors.T, 4 * 256 * torch.eye(11), atol=8)
