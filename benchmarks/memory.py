@@ -51,7 +51,7 @@ class Budget:
 
 BUDGETS = {
     "smoke": Budget(2, 1, 400, 4, 2),
-    "small": Budget(24, 6, 600, 1000, 300),
+    "small": Budget(36, 4, 600, 600, 200),
     "medium": Budget(24, 20, 600, 4000, 500),
     "full": Budget(60, 20, 600, 20000, 5000),
 }
