@@ -22,7 +22,10 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
+        beside.touch()
+        mode = beside.stat().st_mode  # as the umask says: some writers (safetensors) shut others out
         yield beside
+        os.chmod(beside, mode)
         os.replace(beside, path)
     except OSError as error:
         if error.filename is None:  # a write that failed does not say which file it was

@@ -80,6 +80,18 @@ def test_killed_and_started_again_it_ends_with_the_same_masks(weights, tmp_path)
                for name in names)
 
 
+def test_what_inspect_writes_the_report_reads(weights, tmp_path):
+    data, out = make_data(tmp_path / "data", 6), tmp_path / "out"
+    done = run_infer("--weights", weights, "--data", data, "--output", out, "--device", "cpu", "--inspect",
+                     "memory.gap=2")
+    assert done.returncode == 0, done.stderr
+    report = [sys.executable, "-m", "tools.memory_report", str(out), "--data", str(data), "--split", "val"]
+    page = subprocess.run(report, cwd=REPOSITORY, capture_output=True, text=True)
+    assert page.returncode == 0, page.stderr
+    text = (out / "memory_report.html").read_text()
+    assert "a (6 frames)" in text and text.count("data:image/jpeg") >= 4  # reference and two frames, of two videos
+
+
 def test_sigterm_leaves_with_143(weights, tmp_path):
     data = make_data(tmp_path / "data", 60)
     running = subprocess.Popen(command("--weights", weights, "--data", data, "--output", tmp_path / "out"),

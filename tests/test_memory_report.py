@@ -14,7 +14,7 @@ from tools.memory_report import groups_of, held_frames, page, read_records, runs
 def record(number: int, written=(), dropped=(), stored=(0,), mass=None, **more) -> dict:
     group = {"stored": list(stored), "references": [0], "offered": mass is not None, "written": list(written),
              "dropped": list(dropped), "bytes": 1000, **({"mass": mass} if mass else {}), **more}
-    return {"frame": f"{5 * number + 1:08d}", "number": number, "groups": [group]}
+    return {"stem": f"{5 * number + 1:08d}", "number": number, "groups": [group]}
 
 
 def story() -> list[dict]:

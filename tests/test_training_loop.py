@@ -199,6 +199,20 @@ def test_a_run_is_neither_overwritten_nor_changed(whole, data):
         quick_run(whole / "elsewhere", resume=True)
 
 
+def test_a_start_that_a_mistake_ended_is_no_run(data, tmp_path):
+    """Without a checkpoint nothing can be lost: the command, put right, begins anew."""
+    with pytest.raises(UserError, match=r"data\.root: not set"):
+        quick_run(tmp_path / "run", tiny(data, "data.root=null"))
+    quick_run(tmp_path / "run", tiny(data))
+    assert (tmp_path / "run" / "weights.safetensors").stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
 @pytest.mark.parametrize(("setting", "message"), [
     ("train.crop=64", "train.crop: 64 is not 16 k"),
     ("train.accumulate=3", "do not divide"),

@@ -110,3 +110,11 @@ def test_imagenet_weights_load_under_torchvision_names_and_under_timm_names(shar
     assert torch.equal(again.encoder.conv_head.weight, network.encoder.conv_head.weight)
     with pytest.raises(UserError, match="does not fit resnet50"):
         build_network(load_config(model_config_path("r50_aotl"), [f"model.encoder_weights={path}"]))
+
+
+def test_what_the_official_code_could_not_load_is_not_exported(tmp_path):
+    config = load_config(model_config_path("aott"), ["model.channels=128"])
+    save_weights(tmp_path / "small.safetensors", build_network(config).state_dict(), config)
+    with pytest.raises(UserError, match="differs in shape from aott"):
+        export(tmp_path / "small.safetensors", tmp_path / "small.pth")
+    assert not (tmp_path / "small.pth").exists()

@@ -19,7 +19,7 @@ from torch import Tensor
 from common.command import run
 from common.errors import UserError
 from common.files import written_whole
-from configs import Config
+from configs import Config, load_config, model_config_path
 from models import build_network, load_state, load_weights, save_weights
 from models.names import IGNORED, to_official
 from models.weights import is_official, read_tensors, recognise
@@ -66,6 +66,10 @@ def export(source: str | Path, target: str | Path, model: str | None = None) -> 
     if is_official(tensors):
         raise UserError(f"{source}: has the official names already; leave --to-official out")
     config, tensors = load_weights(source, model)
+    released = build_network(load_config(model_config_path(config.model.name))).state_dict()
+    if {key: value.shape for key, value in tensors.items()} != {key: value.shape for key, value in released.items()}:
+        raise UserError(f"{source}: differs in shape from {config.model.name}, so the official code could not load it; "
+                        "only the variants of docs/model_zoo.md can be exported")
     named = official_state(tensors, config, source)
     with written_whole(target) as beside:
         if Path(target).suffix == ".safetensors":

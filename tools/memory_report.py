@@ -79,7 +79,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             record = json.loads(line)
-            record["number"], record["frame"], record["groups"][0]["stored"]
+            record["number"], record["stem"], record["groups"][0]["stored"]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise UserError(f"{path}:{number}: no record of the memory; run infer.py with --inspect again") from error
         records.append(record)
@@ -211,7 +211,7 @@ def true_presence(video: Video | None, stems: dict[int, str]) -> dict[int, list[
 
 def section(records: list[dict[str, Any]], name: str, video: Video | None, run_folder: Path) -> dict[str, Any]:
     """All that the page says of one video."""
-    stems = {record["number"]: record["frame"] for record in records}
+    stems = {record["number"]: record["stem"] for record in records}
     truth, end, groups = true_presence(video, stems), records[-1]["number"], []
     for group in groups_of(records):
         frames = held_frames(group)

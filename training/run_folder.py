@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
             raise UserError(f"{refused[0]}: cannot change in a resumed run, which keeps {file}; leave it out")
         return
     if file.exists():
-        raise UserError(f"{run}: holds a run already; continue it with --resume, or choose another --output")
+        if any([*run.glob("**/checkpoints/*"), *run.glob("**/weights.safetensors")]):
+            raise UserError(f"{run}: holds a run already; continue it with --resume, or choose another --output")
+        shutil.rmtree(run / "stages", ignore_errors=True)  # a mistake ended that run before its first checkpoint
     earlier = None
     for number, config in enumerate(configs, 1):
         part = run if config is configs[-1] else run / "stages" / f"{number}_{config.name}"
