@@ -67,7 +67,7 @@ class Gate(nn.Module):
     The correction W is zero at first and never longer than ``new``, so that the state stays in the convex hull of
     vectors at most twice as long as what was seen, however many writes there are. The update gate z starts where
     ``start`` says: ``chrono`` (b = -log U(1, T - 1) a channel: time scales up to T writes, Tallec and Ollivier, ICLR
-    2018), ``constant`` (b = -3), or ``open`` (z = 1 always: what was seen last).
+    2018), ``constant`` (b = 0), or ``open`` (z = 1 always: what was seen last).
     """
 
     def __init__(self, channels: int, extra: int, start: str, writes: int):
