@@ -36,7 +36,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.floor import Work, copy_rate, milliseconds, product_rate
+from benchmarks.floor import Work, copy_rate, milliseconds, product_rate, synchronise
 from benchmarks.peer import NOTE
 from benchmarks.scene import moving_boxes
 from benchmarks.training import our_step, peer_step
@@ -445,13 +445,13 @@ def fed(predictor: Any) -> Any:
 
 def rates(device: torch.device) -> dict[str, float]:
     """TFLOP/s of large matrix products by number format, GB/s of a copy (bytes read and written)."""
-    repeats = 10 if device.type == "cuda" else 2
+    side, repeats = (8192, 10) if device.type == "cuda" else (512, 2)  # the processor only tries the program
     found = {}
     for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16),
                         ("fp16", torch.float16)):
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-        found[name] = product_rate(device, dtype, repeats) / 1e3
+        found[name] = product_rate(device, dtype, repeats, side) / 1e3
         torch.backends.cuda.matmul.allow_tf32 = before
     return found | {"copy": copy_rate(device, repeats)}
 
@@ -591,11 +591,6 @@ def serve_peer(arguments: argparse.Namespace) -> None:
 
 
 # The device.
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 COUNTED = {**flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
            flop_registry[torch.ops.aten._scaled_dot_product_flash_attention]}
-CONVOLUTIONS = {torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.convolution_backward}
+CONVOLUTIONS = {packet for packet in COUNTED if "convolution" in str(packet)}
 
 
 class Work(TorchDispatchMode):
@@ -59,9 +59,9 @@ def copy_rate(device: torch.device, repeats: int = 10) -> float:
     return 2 * data.numel() / milliseconds(lambda: other.copy_(data), device, repeats) / 1e6
 
 
-def product_rate(device: torch.device, dtype: torch.dtype = torch.float32, repeats: int = 10) -> float:
-    """GFLOP/s of a large matrix product."""
-    side = 8192 if device.type == "cuda" else 2048
+def product_rate(device: torch.device, dtype: torch.dtype = torch.float32, repeats: int = 10, side: int = 2048,
+                 ) -> float:
+    """GFLOP/s of a product of two matrices of ``side`` rows and columns."""
     one, two = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / milliseconds(lambda: one @ two, device, repeats) / 1e6
 
@@ -80,15 +80,17 @@ def convolution_rate(device: torch.device, repeats: int = 10) -> float:
 
 def milliseconds(function: Callable[[], Any], device: torch.device, repeats: int = 20) -> float:
     """Mean time of a call, after three calls to warm up."""
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     for _ in range(3):
         function()
-    wait()
+    synchronise(device)
     begun = time.perf_counter()
     for _ in range(repeats):
         function()
-    wait()
+    synchronise(device)
     return (time.perf_counter() - begun) * 1e3 / repeats
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what the device has been asked to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
