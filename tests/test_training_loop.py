@@ -200,7 +200,7 @@ def test_a_run_is_neither_overwritten_nor_changed(whole, data):
 
 
 def test_a_start_that_a_mistake_ended_is_no_run(data, tmp_path):
-    """Without a checkpoint nothing can be lost: the command, put right, begins anew."""
+    """Before the first step nothing can be lost: the command, put right, begins anew."""
     with pytest.raises(UserError, match=r"data\.root: not set"):
         quick_run(tmp_path / "run", tiny(data, "data.root=null"))
     quick_run(tmp_path / "run", tiny(data))

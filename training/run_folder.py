@@ -40,9 +40,10 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
             raise UserError(f"{refused[0]}: cannot change in a resumed run, which keeps {file}; leave it out")
         return
     if file.exists():
-        if any([*run.glob("**/checkpoints/*"), *run.glob("**/weights.safetensors")]):
+        begun = ("**/checkpoints", "**/tensorboard", "**/weights.safetensors")  # what training itself writes
+        if any(path for pattern in begun for path in run.glob(pattern)):
             raise UserError(f"{run}: holds a run already; continue it with --resume, or choose another --output")
-        shutil.rmtree(run / "stages", ignore_errors=True)  # a mistake ended that run before its first checkpoint
+        shutil.rmtree(run / "stages", ignore_errors=True)  # a mistake ended that start before its first step
     earlier = None
     for number, config in enumerate(configs, 1):
         part = run if config is configs[-1] else run / "stages" / f"{number}_{config.name}"
