@@ -30,6 +30,7 @@ from models.position import sine_position
 
 SELF_SCORE = 22.0  # of a token with itself, where attention starts sharp: a query then sees about 30 tokens of 1,300
 
+
 @dataclass(frozen=True)
 class Features:
     """What the encoder says of frames, whatever the number of objects.
@@ -268,7 +269,7 @@ class Network(nn.Module):
 
         Officially a query attends to hundreds of tokens, identities are embedded a thousandth of a token long, and the
         encoder's shortcuts drown both: exchanging two objects in the memory changes what enters the last layer by less
-        than a hundredth. So attention starts sharp, identities long, shortcuts weak: then it changes by a third.
+        than a thousandth. So attention starts sharp, identities long, shortcuts weak: then it changes by a quarter.
         """
         for block in self.blocks:
             block.sharpen(SELF_SCORE)
