@@ -89,12 +89,14 @@ class TrainConfig(Section):
     crop: Positive = 465  # pixels; 464 where align_corners is false
     short_edge: Positive = 480  # pixels: videos are scaled so that their short edge is this times one of `scales`
     scales: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.7, 1.3)  # from, to
+    optimiser: Literal["adamw", "muon"] = "adamw"  # muon (ours): orthogonalised steps for the weight matrices
     lr: Annotated[float, Field(gt=0)] = 2e-4
     lr_min: Annotated[float, Field(ge=0)] = 2e-5  # 1e-5 for other encoders than MobileNetV2
     warmup: Share = 0.05  # share of the steps
     power: Annotated[float, Field(gt=0)] = 0.9  # of the polynomial decay
     encoder_lr_ratio: Share = 0.1  # of (lr - lr_min)
     added_lr_ratio: Annotated[float, Field(gt=0)] = 1.0  # the same for parts that a family adds (DDMemory; ours)
+    matrix_lr_ratio: Annotated[float, Field(gt=0)] = 3.0  # the same for the weight matrices under muon
     weight_decay: Annotated[float, Field(ge=0)] = 0.07
     clip_gradient: Annotated[float, Field(gt=0)] = 5.0
     ema: Share = 0.1  # the average spans this share of the steps; 0 switches it off

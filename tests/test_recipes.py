@@ -68,6 +68,46 @@ def test_what_a_family_adds_can_learn_faster():
     assert of["encoder.conv_head.weight"] == pytest.approx(0.1 * rest + 0.9e-5)
 
 
+def test_muon_moves_matrices_alone_and_the_rest_as_adamw_does():
+    config = load_config(model_config_path("aott"), ["train.optimiser=muon", "train.matrix_lr_ratio=5"])
+    network = build_network(config)
+    optimiser = build_optimiser(network, config.train)
+    set_learning_rate(optimiser, 30_000, config.train)
+    rates = {id(p): (group["part"], group["lr"]) for group in optimiser.param_groups for p in group["params"]}
+    of = {name: rates[id(p)] for name, p in network.named_parameters() if id(p) in rates}
+    matrices = {name for name, (part, _) in of.items() if part == "matrices"}
+    assert {"projector.weight", "blocks.0.linear_q.weight", "decoder.conv_4x.conv.weight"} <= matrices
+    assert not {name for name in matrices if name.startswith(("encoder.", "identity.", "decoder.conv_out."))
+                or name.endswith("bias") or "relative" in name or "feed_forward.conv" in name}
+    assert of["projector.weight"][1] - 2e-5 == pytest.approx(5 * (of["projector.bias"][1] - 2e-5))
+
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    reference = {name: torch.nn.Parameter(before[name].clone()) for name, (part, _) in of.items() if part != "matrices"}
+    groups = [{"params": [], "lr": group["lr"], "weight_decay": group["weight_decay"]}
+              for group in optimiser.param_groups]
+    for name, parameter in network.named_parameters():
+        if name in reference:
+            reference[name].grad = parameter.grad.clone()
+            place = next(i for i, g in enumerate(optimiser.param_groups) if any(p is parameter for p in g["params"]))
+            groups[place]["params"].append(reference[name])
+    gradients = {name: p.grad.clone() for name, p in network.named_parameters()}
+    optimiser.step()
+    torch.optim.AdamW([group for group in groups if group["params"]]).step()
+    for name, parameter in network.named_parameters():
+        if name in reference:
+            assert torch.equal(parameter, reference[name]), name
+        elif name in matrices:
+            rate = of[name][1]
+            change = (parameter - before[name] * (1 - rate * config.train.weight_decay)).flatten(1)
+            # Of a square matrix a few values are near 0.
+            values = torch.linalg.svdvals(change.double()) / (0.2 * rate * max(change.shape) ** 0.5)
+            assert values.quantile(0.05) > 0.5 and values.max() < 1.3, f"{name}: {values}"
+            assert torch.sum(change * gradients[name].flatten(1)) < 0, f"{name} moved uphill"
+
+
 @pytest.mark.parametrize("name", model_names())
 def test_the_clip_step_runs_with_all_tensors_on_cuda(name):
     config = load_config(model_config_path(name), ["train.frames=3", "train.detach_every=1",

@@ -93,6 +93,16 @@ def test_half_precision_resumes_bit_for_bit_with_the_state_of_its_scaler(whole, 
     assert half != full and half == pytest.approx(full, rel=0.02)
 
 
+def test_a_run_with_muon_resumes_bit_for_bit_with_its_momentum(data, tmp_path):
+    settings = ("train.optimiser=muon", "train.validate_every=0")
+    quick_run(tmp_path / "one", tiny(data, *settings))
+    quick_run(tmp_path / "two", tiny(data, *settings, "train.stop_at=2"))
+    quick_run(tmp_path / "two", resume=True)
+    one, two = newest(tmp_path / "one"), newest(tmp_path / "two")
+    assert any("momentum" in state for state in one["optimiser"]["state"].values())
+    assert same(one, two) and lines(tmp_path / "one", "loss") == lines(tmp_path / "two", "loss")
+
+
 def test_the_weights_of_a_run_are_the_average_over_its_steps(data):
     network = torch.nn.Linear(2, 1)
     network.bias.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""AdamW with the official groups, the learning-rate schedule, and the moving average of the weights."""
+"""The optimiser with the official groups, the learning-rate schedule, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import TrainConfig
+from training.muon import MATRICES, Muon
 
 # Names (parts of ours) without weight decay beside every 1-D parameter; relative_value is the official relative_emb_v.
 _NO_DECAY = ("absolute_pos_embed", "relative_position_bias_table", "relative_value", "conv_out")
@@ -14,7 +15,8 @@ _NO_DECAY = ("absolute_pos_embed", "relative_position_bias_table", "relative_val
 def build_optimiser(network: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
     """AdamW over what learns, in a group for each part (``encoder``, ``added`` by a family, ``rest``), decayed or not.
 
-    The official code makes a group of each parameter; the numbers are the same.
+    The official code makes a group of each parameter; the numbers are the same. With ``train.optimiser=muon`` (ours)
+    the weight matrices of ``rest``, embeddings and depthwise convolutions excepted, are a part of their own.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     added = getattr(network, "added_parts", ())
@@ -22,23 +24,33 @@ def build_optimiser(network: nn.Module, train: TrainConfig) -> torch.optim.AdamW
         if parameter.requires_grad:
             part = "encoder" if name.startswith("encoder.") else "added" if name.startswith(added) else "rest"
             decays = parameter.dim() > 1 and not any(part in name for part in _NO_DECAY)
+            if train.optimiser == "muon" and part == "rest" and decays and not _is_embedding(name, parameter):
+                part = MATRICES
             groups.setdefault((part, decays), []).append(parameter)
-    return torch.optim.AdamW([
+    optimiser = Muon if train.optimiser == "muon" else torch.optim.AdamW
+    return optimiser([
         {"params": parameters, "part": part, "weight_decay": train.weight_decay if decays else 0.0}
         for (part, decays), parameters in sorted(groups.items())], lr=train.lr)
+
+
+def _is_embedding(name: str, parameter: nn.Parameter) -> bool:
+    """Identities and relative positions, and depthwise convolutions: rows that have nothing to do with each other."""
+    return name.startswith("identity.") or "relative" in name or parameter.shape[1] == 1
 
 
 def learning_rate(step: int, train: TrainConfig, part: str = "rest") -> float:
     """The learning rate of a step, counted from 0: linear warm-up from ``lr_min``, then polynomial decay to it.
 
-    The encoder gets ``encoder_lr_ratio`` of what lies above ``lr_min``, added parts ``added_lr_ratio``.
+    The encoder gets ``encoder_lr_ratio`` of what lies above ``lr_min``, added parts ``added_lr_ratio``, Muon's matrices
+    ``matrix_lr_ratio``.
     """
     warmup = int(train.warmup * train.steps)
     if step < warmup:
         height = step / warmup
     else:
         height = (1 - (step - warmup) / (train.steps - warmup + 1)) ** train.power
-    ratio = {"encoder": train.encoder_lr_ratio, "added": train.added_lr_ratio, "rest": 1.0}[part]
+    ratio = {"encoder": train.encoder_lr_ratio, "added": train.added_lr_ratio, MATRICES: train.matrix_lr_ratio,
+             "rest": 1.0}[part]
     return train.lr_min + (train.lr - train.lr_min) * height * ratio
 
 
