@@ -18,9 +18,11 @@ from models import build_network, load_state, load_weights
 from models.noise import SampleNoise
 from tests.conftest import REPOSITORY
 from tests.training_helper import SETTINGS, lines, quick_run, small_data, tiny
+from tools.plot_run import page, read_metrics
 from training.checkpoints import checkpoints, load_newest, save_checkpoint
 from training.clip_model import ClipModel
 from training.optimiser import Average
+from training.run_folder import Journal
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,18 @@ def test_a_run_with_muon_resumes_bit_for_bit_with_its_momentum(data, tmp_path):
     one, two = newest(tmp_path / "one"), newest(tmp_path / "two")
     assert any("momentum" in state for state in one["optimiser"]["state"].values())
     assert same(one, two) and lines(tmp_path / "one", "loss") == lines(tmp_path / "two", "loss")
+
+
+def test_a_number_that_is_not_finite_leaves_metrics_readable_and_its_point_out_of_the_curves(tmp_path):
+    journal = Journal(tmp_path, 0)
+    for step, gradient in ((1, 2.0), (2, float("inf")), (3, 4.0)):
+        journal.write(step, {"loss": 1.0, "gradient": gradient, "validation": {"J&F": float("nan")}})
+    journal.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text and '"gradient": null' in text
+    series = read_metrics(tmp_path)
+    assert series["gradient"] == [(1, 2.0), (3, 4.0)] and len(series["loss"]) == 3 and "J&F" not in series
+    assert page({"run": series}).count("<svg") == 2
 
 
 def test_the_weights_of_a_run_are_the_average_over_its_steps(data):

@@ -54,7 +54,8 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
         if row.get("seconds"):
             row["waiting"] = row["data_seconds"] / row["seconds"]
         for key, value in row.items():
-            series.setdefault(key, []).append((step, value))
+            if value is not None:  # it was not finite
+                series.setdefault(key, []).append((step, value))
     return series
 
 

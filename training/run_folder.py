@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,12 @@ class Journal:
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and a scalar of TensorBoard for each number (nested names join with "/")."""
+        """One line of metrics.jsonl, and a scalar of TensorBoard for each number (nested names join with "/").
+
+        JSON knows no NaN: what is not finite (the gradient of a half-precision step that overflowed) is null there.
+        """
         with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, **values}) + "\n")
+            stream.write(json.dumps({"step": step, **_finite(values)}, allow_nan=False) + "\n")
         for name, value in values.items():
             for key, number in ((f"{name}/{part}", one) for part, one in value.items()) \
                     if isinstance(value, dict) else [(name, value)]:
@@ -109,6 +113,12 @@ def save_batch(run: Path, step: int, rank: int, batch: Any) -> Path:
         torch.save({key: value.cpu() if isinstance(value, Tensor) else value for key, value in vars(batch).items()},
                    beside)
     return path
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step_of(line: str) -> float:
