@@ -18,7 +18,10 @@ from common.errors import TrainingDiverged, UserError, UserErrors
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived. Not an Exception, so that no handler swallows it and every ``finally`` runs."""
+    """SIGTERM arrived; the text, if there is one, says how to go on.
+
+    Not an Exception, so that no handler swallows it and every ``finally`` runs.
+    """
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -49,8 +52,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except Terminated:
-        print("terminated", file=sys.stderr)
+    except Terminated as stop:
+        print(str(stop) or "terminated", file=sys.stderr)
         sys.exit(143)
     sys.exit(0)
 

@@ -188,7 +188,7 @@ def test_an_infinite_loss_stops_and_keeps_the_batch(data, tmp_path):
 
 def test_a_stop_request_writes_a_checkpoint(data, tmp_path):
     asked = iter([False, True])
-    with pytest.raises(Terminated):
+    with pytest.raises(Terminated, match=r"after step 2.*--resume"):
         quick_run(tmp_path / "run", tiny(data), stopped=lambda: next(asked))
     assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step_0000002.pt"
 

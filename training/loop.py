@@ -136,7 +136,7 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
             if stop or step % settings.checkpoint_every == 0 or step == last:
                 save()
             if stop:
-                raise Terminated
+                raise Terminated(f"terminated after step {step}, which {run / 'checkpoints'} holds; --resume goes on")
             if step == settings.steps or (settings.validate_every and step % settings.validate_every == 0):
                 found = validate(config, averaged(network, average, settings.ema), run / "val" / f"{step:07d}", ranks)
                 if journal and found:
