@@ -15,7 +15,8 @@ class Muon(torch.optim.AdamW):
 
     Every singular direction of a matrix's momentum gets the same length, so that rare directions are learned as fast as
     common ones; a step's root mean square is 0.2 lr, about AdamW's (Moonlight, arXiv 2502.16982, section 2.2).
-    Convolutions count as matrices (outputs, inputs * height * width).
+    Convolutions count as matrices (outputs, inputs * height * width). torch.optim.Muon takes no convolutions, nor other
+    groups beside the matrices, and is missing before torch 2.9.
     """
 
     momentum = 0.95

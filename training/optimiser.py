@@ -24,7 +24,7 @@ def build_optimiser(network: nn.Module, train: TrainConfig) -> torch.optim.AdamW
         if parameter.requires_grad:
             part = "encoder" if name.startswith("encoder.") else "added" if name.startswith(added) else "rest"
             decays = parameter.dim() > 1 and not any(part in name for part in _NO_DECAY)
-            if train.optimiser == "muon" and part == "rest" and decays and not _is_embedding(name, parameter):
+            if train.optimiser == "muon" and part == "rest" and decays and _is_matrix(name, parameter):
                 part = MATRICES
             groups.setdefault((part, decays), []).append(parameter)
     optimiser = Muon if train.optimiser == "muon" else torch.optim.AdamW
@@ -33,9 +33,9 @@ def build_optimiser(network: nn.Module, train: TrainConfig) -> torch.optim.AdamW
         for (part, decays), parameters in sorted(groups.items())], lr=train.lr)
 
 
-def _is_embedding(name: str, parameter: nn.Parameter) -> bool:
-    """Identities and relative positions, and depthwise convolutions: rows that have nothing to do with each other."""
-    return name.startswith("identity.") or "relative" in name or parameter.shape[1] == 1
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Not so embeddings (identities, relative positions) and depthwise convolutions: their rows are apart."""
+    return not name.startswith("identity.") and "relative" not in name and parameter.shape[1] > 1
 
 
 def learning_rate(step: int, train: TrainConfig, part: str = "rest") -> float:
