@@ -51,8 +51,8 @@ class Budget:
 
 BUDGETS = {
     "smoke": Budget(2, 1, 400, 4, 2),
-    "small": Budget(24, 6, 600, 1000, 300),
-    "medium": Budget(24, 20, 600, 4000, 500),
+    "small": Budget(36, 6, 600, 1200, 300),
+    "medium": Budget(36, 20, 600, 1200, 300),
     "full": Budget(60, 20, 600, 20000, 5000),
 }
 
@@ -111,14 +111,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     rows = chosen_rows(arguments.rows)
     data = Path(arguments.data) if arguments.data else make(
-        out / "data", "long", videos=(budget.train_videos, budget.videos, 0), frames=budget.frames)
+        out / "data", "long", videos=(budget.train_videos, budget.videos, 0), frames=budget.frames, difficulty="hard")
     videos = open_videos(data, "val").videos[: budget.videos]
     results: dict[str, list[dict]] = {}
     if arguments.weights:
         first_recipe, recipe = "memory_benchmark_aott_first", "memory_benchmark_aott"
         start = [f"train.weights={Path(arguments.weights).resolve()}"]
     else:
-        first_recipe, recipe, start = "demo", "memory_benchmark", []
+        first_recipe, recipe, start = "demo", "memory_benchmark", ["train.amp=bf16"]
     first = trained(out / "first", first_recipe, data, 0, budget.first_steps, start)
     for seed in range(arguments.seeds):
         folder = out / f"seed_{seed}"

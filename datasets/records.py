@@ -111,7 +111,7 @@ def open_videos(
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; --data (data.root) must name an existing data root")
+        raise UserError(f"{root}: no such folder; --data, or data.root of train.py, must name an existing data root")
     format = None if format in (None, "auto") else format
     if format is not None and format not in FORMATS:
         raise UserError(f"data.format: '{format}' is unknown; {nearest(format, FORMATS)}")
@@ -348,4 +348,5 @@ def _nothing_found(root: Path, split: str, format: str | None) -> str:
         None: f"ImageSets/2017/{split}.txt, {split}/JPEGImages or JPEGImages",
     }.get(format, f"{split}/JPEGImages or JPEGImages")
     here = ", ".join(folders[:8]) + (" ..." if len(folders) > 8 else "") if folders else "no folders"
-    return f"{root}: split '{split}' not found (looked for {layout}; here are: {here}); check --data and --split"
+    return f"{root}: split '{split}' not found (looked for {layout}; here are: {here}); check --data and --split "\
+           "(train.py: data.root and data.split)"

@@ -289,7 +289,7 @@ class _Builder:
     def _plan(self, videos: list[ScoredVideo], set_name: str, lists: Sequence[Path]) -> Plan:
         if not self.problems and not any(video.objects for video in videos):
             raise UserError(f"{self.found.root}: no video with objects to score in split '{self.found.split}'; "
-                            "check --data, --split and --task")
+                            "check --data, --split, --task and --protocol (davis2017: objects of the first mask only)")
         return Plan(self.protocol, self.task, set_name, tuple(videos), tuple(lists), tuple(self.remarks),
                     tuple(self.problems))
 

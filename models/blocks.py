@@ -36,22 +36,17 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        return x * keep_mask(x, 1, self.rate).view(-1, *[1] * (x.dim() - 1))
+        return x * self.mask(x) if self.training and self.rate > 0 else x
+
+    def mask(self, x: Tensor) -> Tensor:
+        return keep_mask(x, 1, self.rate).view(-1, *[1] * (x.dim() - 1))
 
 
-class DropChannels(nn.Module):
+class DropChannels(DropPath):
     """Channel dropout of maps (B, C, H, W): a sample's channel is 0 with probability ``rate`` in training."""
 
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        return x * keep_mask(x, x.shape[1], self.rate)[:, :, None, None]
+    def mask(self, x: Tensor) -> Tensor:
+        return keep_mask(x, x.shape[1], self.rate)[:, :, None, None]
 
 
 class SelfAttention(nn.Module):

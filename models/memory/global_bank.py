@@ -26,7 +26,6 @@ from models.blocks import Entry
 from models.identity import IDENTITIES, one_hot
 from models.memory.bank import map_tensors
 
-CONSTANT_BIAS = 0.0  # of a constant gate: a write takes half of what it meets
 MOST_NEW = 0.25  # new tokens that a write may take in, as a share of the frame's
 PRESENT_TOKENS = 4.0  # tokens at which a slot's owner counts as fully present
 
@@ -65,27 +64,29 @@ class Gate(nn.Module):
     """The gated recurrent write of both forms: old <- (1 - z) old + z h, h = new + W [reset * old; new].
 
     The correction W is zero at first and never longer than ``new``, so that the state stays in the convex hull of
-    vectors at most twice as long as what was seen, however many writes there are. The update gate z starts where
-    ``start`` says: ``chrono`` (b = -log U(1, T - 1) a channel: time scales up to T writes, Tallec and Ollivier, ICLR
-    2018), ``constant`` (b = 0), or ``open`` (z = 1 always: what was seen last).
+    vectors at most twice as long as what was seen, however many writes there are. The update gate z starts as
+    ``start`` says: ``mean`` (1 / (1 + n) where n writes are in ``old`` already: the mean of all that was seen),
+    ``constant`` (1 / 2: what was seen lately), or ``open`` (z = 1 always: what was seen last).
     """
 
-    def __init__(self, channels: int, extra: int, start: str, writes: int):
-        """channels: of the state; extra: further inputs of the update gate; writes: T of a chrono gate."""
+    def __init__(self, channels: int, extra: int, start: str):
+        """channels: of the state; extra: further inputs of the update gate."""
         super().__init__()
+        self.averages = start == "mean"
         self.reset = nn.Linear(2 * channels, channels)
         self.correction = nn.Linear(2 * channels, channels, bias=False)
         self.update = None if start == "open" else nn.Linear(2 * channels + extra, channels)
         for linear in (self.reset, self.correction, self.update):
             if linear is not None:
                 nn.init.zeros_(linear.weight)
-        nn.init.zeros_(self.reset.bias)
-        if self.update is not None:
-            scales = torch.empty(channels).uniform_(1, max(2, writes - 1))
-            self.update.bias.data.copy_(-scales.log() if start == "chrono" else torch.full_like(scales, CONSTANT_BIAS))
+        for linear in (self.reset, self.update):
+            if linear is not None:
+                nn.init.zeros_(linear.bias)
 
-    def forward(self, old: Tensor, new: Tensor, strength: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """old, new: (B, M, C); strength: (B, 1 or M, 1) in 0..1, 0 leaves ``old`` to the bit; extra: (B, M, extra).
+    def forward(self, old: Tensor, new: Tensor, count: Tensor, strength: Tensor,
+                extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """old, new: (B, M, C); count: (B, M), the writes in ``old``; strength: (B, 1 or M, 1) in 0..1, 0 leaves ``old``
+        to the bit; extra: (B, M, extra).
 
         Returns:
             the new state and z, both (B, M, C).
@@ -94,7 +95,10 @@ class Gate(nn.Module):
         if self.update is None:
             gate = (strength > 0).to(old.dtype).expand_as(old)
         else:
-            gate = self.update(both if extra is None else torch.cat([both, extra], -1)).sigmoid() * strength
+            opens = self.update(both if extra is None else torch.cat([both, extra], -1))
+            if self.averages:
+                opens = opens - count.clamp_min(1).log().unsqueeze(-1)
+            gate = opens.sigmoid() * strength
         kept = torch.cat([self.reset(both).sigmoid() * old, new], -1)
         candidate = new + _limited(self.correction(kept), new)
         return (1 - gate) * old + gate * candidate, gate
@@ -104,26 +108,29 @@ class DenseBank(nn.Module):
     """Tokens as of ``model.global_frames`` whole frames, that follow what they hold and take in what is new.
 
     State: keys and values, (B, M, C) each; (B, M) owner of each token, 0 the background; (B, M) number of the write
-    that used it last; (B, 11) tokens that each owner covered when it was seen last. A frame's token is known where it
-    resembles a state token of the same owner: the gate mixes it into that one. Otherwise it is new and replaces the
-    token used least recently of the owner that has most, so that what an absent object left behind stays (facts:
-    equations of docs/memory.md, "Dense form").
+    that used it last; (B, M) how many writes are in it, weighted by their certainty, at most ``model.global_writes``;
+    (B, 11) tokens that each owner covered when it was seen last. A frame's token is known where it resembles a state
+    token of the same owner: the gate mixes it into that one. Otherwise it is new and replaces the token used least
+    recently of the owner that has most, so that what an absent object left behind stays (equations: docs/memory.md,
+    "Dense form").
     """
 
     def __init__(self, model: ModelConfig):
         super().__init__()
-        self.frames, self.likeness = model.global_frames, model.global_likeness
-        self.gate = Gate(model.channels, 1, model.global_gate, model.global_writes)
+        self.frames, self.weight, self.likeness = model.global_frames, model.global_weight, model.global_likeness
+        self.most = float(model.global_writes)
+        self.gate = Gate(model.channels, 1, model.global_gate)
 
     def start(self, entry: Entry, shares: Tensor) -> tuple[Tensor, ...]:
         key, value = (_precise(token).repeat(1, self.frames, 1) for token in entry)
         owns = token_owners(shares)
         owner = owns.repeat(1, self.frames)
-        return key, value, owner, torch.zeros_like(owner), _areas(owns, torch.ones_like(shares[:, 0]))
+        count = torch.ones_like(key[..., 0])
+        return key, value, owner, torch.zeros_like(owner), count, _areas(owns, torch.ones_like(shares[:, 0]))
 
     def write(self, state: tuple[Tensor, ...], entry: Entry, shares: Tensor,
               certainty: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        old_key, old_value, owner, used, area = state
+        old_key, old_value, owner, used, count, area = state
         key, value = (_precise(token) for token in entry)
         owns, sure = token_owners(shares), certainty > 0  # (B, L)
         best, match = self._likest(key, owns, old_key, owner)
@@ -136,10 +143,11 @@ class DenseBank(nn.Module):
         met = _sums(known.unsqueeze(-1).to(key.dtype), match, owner.shape[1])  # (B, M, 1)
         told = _sums(told * known.unsqueeze(-1), match, owner.shape[1]) / met.clamp_min(1)
         met_key, met_value, foreground, strength = told.split([key.shape[-1], value.shape[-1], 1, 1], -1)
-        new_value, gate = self.gate(old_value, met_value, strength, foreground)
+        new_value, gate = self.gate(old_value, met_value, count, strength, foreground)
         mean = gate.mean(-1, keepdim=True)  # (B, M, 1)
         new_key = (1 - mean) * old_key + mean * met_key
         used = torch.where(met.squeeze(-1) > 0, now, used)
+        count = (count + strength.squeeze(-1)).clamp(max=self.most)
 
         # New tokens: those of objects first, the least like anything first, each in place of what is worth least.
         room = math.ceil(owns.shape[1] * MOST_NEW)
@@ -148,26 +156,28 @@ class DenseBank(nn.Module):
         victims = _place_in_line(owner, used).topk(room).indices  # (B, room)
 
         def exchanged(kept: Tensor, new: Tensor) -> Tensor:
-            """kept: (B, M, .), new: (B, L, .)."""
+            """kept: (B, M) or (B, M, .); new: the same of L tokens."""
+            if kept.dim() == 2:
+                return exchanged(kept.unsqueeze(-1), new.unsqueeze(-1)).squeeze(-1)
             there = victims.unsqueeze(-1).expand(-1, -1, kept.shape[-1])
             entering = new.gather(1, chosen.unsqueeze(-1).expand(-1, -1, new.shape[-1]))
             return kept.scatter(1, there, torch.where(rank.isfinite().unsqueeze(-1), entering, kept.gather(1, there)))
 
-        changed = (exchanged(new_key, key), exchanged(new_value, value),
-                   exchanged(owner.unsqueeze(-1), owns.unsqueeze(-1)).squeeze(-1),
-                   exchanged(used.unsqueeze(-1), now.expand_as(owns).unsqueeze(-1)).squeeze(-1))
+        changed = (exchanged(new_key, key), exchanged(new_value, value), exchanged(owner, owns),
+                   exchanged(used, now.expand_as(owns)), exchanged(count, torch.ones_like(best)))
         seen = _areas(owns, sure.to(area.dtype))
         return (*changed, torch.where(seen > 0, seen, area)), gate.mean((1, 2))
 
     def read(self, state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values, and what is added to the scores of each token, (B, M).
 
-        An owner weighs as much as in ``frames`` frames like those in which it was seen last, however many tokens it
-        has: attention would else take an object with many tokens, of many looks, for a large one.
+        Within an owner a token weighs as many writes as are in it, as if each of them were remembered by itself. An
+        owner weighs as much as in ``model.global_weight`` frames like that in which it was seen last, however many
+        tokens it has: attention would else take an object that was seen for long, or in many looks, for a large one.
         """
-        key, value, owner, _, area = state
-        held = _areas(owner, torch.ones_like(key[..., 0]))  # (B, 11)
-        return key, value, (self.frames * area / held.clamp_min(1)).clamp_min(1e-6).log().gather(1, owner)
+        key, value, owner, _, count, area = state
+        each = self.weight * area / _areas(owner, count).clamp_min(1)  # (B, 11), of one write
+        return key, value, each.clamp_min(1e-6).log().gather(1, owner) + count.log()
 
     @staticmethod
     @torch.no_grad()
@@ -185,10 +195,10 @@ class DenseBank(nn.Module):
 class SlotBank(nn.Module):
     """A few vectors for each owner (the background and ten objects), each gathering what its query asks for.
 
-    State: slots (B, 11 K, 2 C), key and value side by side; which of them were ever written, (B, 11 K); and the tokens
-    that each owner covered when it was seen last, (B, 11). A slot sees only tokens that its owner holds; that of an
-    absent owner does not move at all. The first write of a slot fills it (facts: equations of docs/memory.md, "Slot
-    form").
+    State: slots (B, 11 K, 2 C), key and value side by side; how many writes are in each, (B, 11 K), weighted by their
+    strength, at most ``model.global_writes``; and the tokens that each owner covered when it was seen last, (B, 11). A
+    slot sees only tokens that its owner holds; that of an absent owner does not move at all. The first write of a slot
+    fills it (equations: docs/memory.md, "Slot form").
     """
 
     def __init__(self, model: ModelConfig):
@@ -196,7 +206,8 @@ class SlotBank(nn.Module):
         channels, self.per_owner = model.channels, model.global_slots
         # Objects share their queries, so that no object is special: [background, object].
         self.queries = nn.Parameter(torch.randn(2, self.per_owner, channels))
-        self.gate = Gate(2 * channels, 0, model.global_gate, model.global_writes)
+        self.most = float(model.global_writes)
+        self.gate = Gate(2 * channels, 0, model.global_gate)
         self.to_key = nn.Linear(2 * channels, channels, bias=False)
         self.to_value = nn.Linear(2 * channels, channels, bias=False)
         halves = torch.eye(2 * channels).chunk(2)  # a slot is read as the key and the value it was made of
@@ -206,14 +217,13 @@ class SlotBank(nn.Module):
     def start(self, entry: Entry, shares: Tensor) -> tuple[Tensor, ...]:
         key = _precise(entry[0])
         slots = key.new_zeros(key.shape[0], (1 + IDENTITIES) * self.per_owner, 2 * key.shape[-1])
-        seen = slots.new_zeros(slots.shape[:2], dtype=torch.bool)
-        area = slots.new_zeros(len(slots), 1 + IDENTITIES)
-        state, _ = self.write((slots, seen, area), entry, shares, torch.ones_like(key[..., 0]))
+        count, area = slots.new_zeros(slots.shape[:2]), slots.new_zeros(len(slots), 1 + IDENTITIES)
+        state, _ = self.write((slots, count, area), entry, shares, torch.ones_like(key[..., 0]))
         return state
 
     def write(self, state: tuple[Tensor, ...], entry: Entry, shares: Tensor,
               certainty: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        slots, seen, area = state
+        slots, count, area = state
         key, value = (_precise(token) for token in entry)
         shares = shares.to(key.dtype)
         winner = F.one_hot(shares.argmax(1), 1 + IDENTITIES).transpose(1, 2)  # (B, 11, L)
@@ -226,19 +236,20 @@ class SlotBank(nn.Module):
         covered = owned.sum(-1, keepdim=True)  # (B, 11 K, 1)
         sure = owned @ certainty.to(key.dtype).unsqueeze(-1) / covered.clamp_min(1e-6)  # (B, 11 K, 1)
         presence = (covered / PRESENT_TOKENS).clamp(max=1) * sure
-        written, gate = self.gate(slots, gathered, presence)
+        written, gate = self.gate(slots, gathered, count, presence)
         present = presence > 0
-        first = ~seen.unsqueeze(-1) & present  # nothing to keep yet
-        slots = torch.where(first, gathered, written)
+        first = count.unsqueeze(-1) == 0  # nothing to keep yet
+        slots = torch.where(first & present, gathered, written)
+        count = (count + presence.squeeze(-1)).clamp(max=self.most)
         area = torch.where(*(part.view(*area.shape, -1)[..., 0] for part in (present, covered)), area)
-        return (slots, seen | first.squeeze(-1), area), gate.mean((1, 2))
+        return (slots, count, area), gate.mean((1, 2))
 
     def read(self, state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`DenseBank.read`; an owner weighs as in one frame."""
-        slots, seen, area = state
+        slots, count, area = state
         dtype = self.to_key.weight.dtype
         weight = (area / self.per_owner).clamp_min(1e-6).log().repeat_interleave(self.per_owner, 1)  # (B, 11 K)
-        bias = weight.masked_fill(~seen, -math.inf)
+        bias = weight.masked_fill(count == 0, -math.inf)
         return self.to_key(slots.to(dtype)), self.to_value(slots.to(dtype)), bias
 
 
