@@ -50,14 +50,20 @@ TWO = ((0, 32, 0, 32), (16, 49, 48, 81))
 SURE = torch.ones(1, 15)  # certainty of the tokens of entry()
 
 
-def bank_of(form: str, **settings):
+def fresh_bank(form: str, **settings):
+    """As before any training."""
     torch.manual_seed(0)
     model = config(form).model.model_copy(update=settings)
-    bank = {"dense": DenseBank, "slots": SlotBank}[form](model)
+    return {"dense": DenseBank, "slots": SlotBank}[form](model).requires_grad_(False)
+
+
+def bank_of(form: str, **settings):
+    """As after training: nothing that starts at zero is zero."""
+    bank = fresh_bank(form, **settings)
     generator = torch.Generator().manual_seed(5)
     for parameter in bank.parameters():
         parameter.data.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return bank.requires_grad_(False)
+    return bank
 
 
 def entry(seed: int, grid=(3, 5)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -334,12 +340,6 @@ def test_ten_thousand_writes_neither_drift_nor_fail(form):
     assert all(torch.isfinite(tensor).all() for tensor in state)
     assert state[0].norm(dim=-1).max() <= 2 * 2**0.5 * longest
     assert form == "slots" or state[1].norm(dim=-1).max() <= 2 * longest
-
-
-def fresh_bank(form: str, **settings):
-    """As before any training."""
-    model = config(form).model.model_copy(update=settings)
-    return {"dense": DenseBank, "slots": SlotBank}[form](model).requires_grad_(False)
 
 
 def test_before_training_a_token_is_the_mean_of_what_it_met():
