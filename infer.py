@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from common.allocator import keep_large_blocks
 from common.command import run
 from common.errors import UserError, UserErrors
@@ -28,6 +30,7 @@ from inference.runner import expected_bytes, run_videos
 from inference.sources import DatasetSource, OwnSource, Source
 from models import FAMILIES
 from models.memory import POLICIES
+from models.precision import autocast_notice
 
 
 def main() -> None:
@@ -53,7 +56,7 @@ def infer(arguments: argparse.Namespace, ranks: Ranks) -> None:
     waiting = [source for source in sources if not finished(source, outputs)]
     ranks.wait()  # all have the same list before anyone changes it
     if ranks.first:
-        announce(sources, waiting, config)
+        announce(sources, waiting, config, ranks.device)
 
     cost = run_videos(predictor, ranks.share(waiting), outputs, config.inference.streams)
     costs = ranks.gather(cost)
@@ -67,9 +70,11 @@ def infer(arguments: argparse.Namespace, ranks: Ranks) -> None:
                 print(f"wrote {outputs.folder / name}")
 
 
-def announce(sources: Sequence[Source], waiting: Sequence[Source], config: Config) -> None:
+def announce(sources: Sequence[Source], waiting: Sequence[Source], config: Config, device: torch.device) -> None:
     """Say what will be done, and what memory that does not stay bounded will take."""
     if notice := FAMILIES[config.model.family].notice:
+        print(notice)
+    if notice := autocast_notice(config.inference.amp, device, "inference.amp"):
         print(notice)
     if len(waiting) < len(sources):
         print(f"{len(sources) - len(waiting)} videos were finished before and are skipped")
@@ -77,7 +82,7 @@ def announce(sources: Sequence[Source], waiting: Sequence[Source], config: Confi
         longest = max(waiting, key=len)
         frames = len(longest) or 1000
         where = f"the end of {longest.name} ({frames} frames)" if len(longest) else "1000 frames"
-        mib = expected_bytes(config, longest.size(), frames) / 2**20
+        mib = expected_bytes(config, longest.size(), frames, device) / 2**20
         print(f"memory.policy={config.memory.policy} grows: {mib:.0f} MiB expected at {where}, for each ten objects")
 
 

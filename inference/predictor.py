@@ -23,10 +23,10 @@ from models.identity import IDENTITIES
 from models.memory import Evidence, State
 from models.memory.bank import map_tensors
 from models.memory.inspection import Note, Watch
+from models.precision import autocast_type
 from models.preprocess import input_size, prepare_frame, resize_labels
 
 Picture = TypeVar("Picture", np.ndarray, Tensor)
-AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclasses.dataclass
@@ -87,8 +87,9 @@ class Predictor:
         self.config, self.device, self.dtype = config, torch.device(device), dtype
         fold_frozen_norms(network.encoder)
         network = network.eval().requires_grad_(False).to(self.device, dtype)
-        if config.inference.amp != "none":
-            network.store_weights(AMP_TYPES[config.inference.amp])
+        self._amp = autocast_type(config.inference.amp, self.device)
+        if self._amp is not None:
+            network.store_weights(self._amp)
         self.network = network.to(memory_format=torch.channels_last)
         if config.inference.compile:
             network.encode = torch.compile(network.encode)
@@ -310,8 +311,7 @@ class Predictor:
         return ids if isinstance(like, Tensor) else ids.cpu().numpy()
 
     def _precision(self) -> AbstractContextManager:
-        amp = self.config.inference.amp
-        return nullcontext() if amp == "none" else torch.autocast(self.device.type, AMP_TYPES[amp])
+        return nullcontext() if self._amp is None else torch.autocast(self.device.type, self._amp)
 
 
 def gather_evidence(logits: Tensor, grid: tuple[int, int]) -> Evidence:

@@ -27,6 +27,7 @@ from inference.results import Cost, Outputs, discard
 from inference.sources import Frame, Source, decode_ahead
 from inference.writer import Overlays, Writer, probabilities_to_write, write_scores
 from models import FAMILIES
+from models.precision import autocast_type
 from models.preprocess import input_size
 
 
@@ -168,14 +169,14 @@ def _log(outputs: Outputs, name: str) -> Iterator[IO[str] | None]:
         yield stream
 
 
-def expected_bytes(config: Config, size: tuple[int, int], frames: int) -> int:
+def expected_bytes(config: Config, size: tuple[int, int], frames: int, device: torch.device) -> int:
     """Bytes that an unbounded memory will hold at the end of a video, for one group of objects in each view.
 
     Args:
         size: (H, W) of the video; frames: how many it has.
     """
     settings, model = config.inference, config.model
-    number_bytes = 4 if settings.amp == "none" else 2
+    number_bytes = 4 if autocast_type(settings.amp, device) is None else 2
     stored = 1 + (frames - 1) // config.memory.gap
     tokens = 0
     for scale in settings.scales:

@@ -35,6 +35,7 @@ def test_operations_and_bytes_of_a_step_are_counted():
 
 def test_cells_are_measured_written_and_printed(monkeypatch, tmp_path, capsys):
     report = tmp_path / "results" / "cuda.json"
+    monkeypatch.setattr("models.precision.computes_in", lambda *_: True)  # half precision, emulated or not
     running = bench(monkeypatch, "--only", "[nf]*/aott/*", "--report", str(report))
     monkeypatch.setattr(cuda, "cells", lambda arguments: ["net/aott/3/1/fp32", "net/aott/1/1/amp", "file/aott/amp/2"])
     running.run()

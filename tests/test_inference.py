@@ -17,7 +17,7 @@ from datasets.readers import read_labels, write_labels
 from datasets.records import open_videos
 from inference import Predictor
 from inference.results import Outputs, claim, finished, identity, summarise
-from inference.runner import run_videos
+from inference.runner import expected_bytes, run_videos
 from inference.sources import DatasetSource, OwnSource, decode_ahead, read_in_order
 from inference.writer import Writer
 
@@ -141,6 +141,18 @@ def test_other_masks_for_ones_own_video_make_it_anew(predictor, data, tmp_path):
     write_labels(mask, np.where(labels == 3, 9, 0).astype(np.uint8))
     assert segment(predictor, [OwnSource(folder, [mask])], outputs) == 1
     assert set(np.unique(read_labels(tmp_path / "out/masks/short/00000001.png"))) == {0, 9}
+
+
+def test_a_processor_without_half_precision_computes_in_float32(predictor, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("models.precision.computes_in", lambda wanted, device: device.type != "cpu")
+    config = load_config(model_config_path("aott"), ["inference.amp=bf16"])
+    other = Predictor.from_config(config, predictor.network)
+    for name, which in (("one", predictor), ("two", other)):
+        segment(which, sources(data), Outputs(tmp_path / name))
+    for name, labels in masks_of(tmp_path / "one").items():
+        assert np.array_equal(labels, masks_of(tmp_path / "two")[name]), name
+    on_cpu, on_cuda = (expected_bytes(config, SIZE, 10, torch.device(name)) for name in ("cpu", "cuda"))
+    assert on_cpu == 2 * on_cuda
 
 
 def test_streams_change_nothing(predictor, data, tmp_path):

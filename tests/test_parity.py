@@ -1,9 +1,11 @@
 """Equal numbers with the official code: recorded outputs, and trained weights on real clips."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from configs import load_config, model_config_path
 from datasets.readers import read_labels
@@ -12,7 +14,8 @@ from inference import Predictor
 from inference.results import Outputs
 from inference.runner import run_videos
 from inference.sources import DatasetSource
-from tools.check_parity import check
+from models.preprocess import prepare_frame
+from tools.check_parity import RESIZED, check, resize_leeway
 
 FAST = ("aott_round_newobj", "aott_lvos_gap1", "deaott_stskip3_gap2")
 
@@ -41,6 +44,18 @@ def test_a_wrong_memory_rule_is_noticed(shared, tmp_path):
         (folder / name).symlink_to(source / name)
     rows = check(tmp_path, shared / "golden" / "aot")
     assert not rows[0].passed and rows[0].rms > 0.01
+
+
+@pytest.mark.parametrize("error,leeway", [(0.0, 1.0), (3e-7, RESIZED), (1e-3, 1.0)])
+def test_only_rounding_of_the_resize_gives_leeway(error, leeway, tmp_path, monkeypatch, capsys):
+    """Where OpenCV resizes as it did for the recordings there is none, nor for a mistake."""
+    frame = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    recorded = prepare_frame(frame, (17, 33), torch.device("cpu"))[0].numpy()
+    np.savez(tmp_path / "inputs.npz", input_f01_a0=recorded + np.float32(error))
+    rule = SimpleNamespace(video=SimpleNamespace(make_video=lambda spec: ([None, frame], {})))
+    case = {"video": {}, "network_sizes": {"0": [17, 33]}}
+    assert resize_leeway({tmp_path: case}, rule) == leeway
+    assert ("resizes otherwise" in capsys.readouterr().out) == (leeway > 1)
 
 
 def agreement(shared, tmp_path, name: str, data: str, videos: list[str], frames: int | None = None) -> float:

@@ -79,7 +79,8 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(whole, data, tmp_path
         assert same(newest(run)[part], newest(whole)[part]), part
 
 
-def test_half_precision_resumes_bit_for_bit_with_the_state_of_its_scaler(whole, data, tmp_path):
+def test_half_precision_resumes_bit_for_bit_with_the_state_of_its_scaler(whole, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("models.precision.computes_in", lambda *_: True)  # emulated, where the processor has none
     settings = ("train.amp=fp16", "train.deterministic=true", "train.validate_every=0")
     try:
         quick_run(tmp_path / "one", tiny(data, *settings))
@@ -93,6 +94,14 @@ def test_half_precision_resumes_bit_for_bit_with_the_state_of_its_scaler(whole, 
     full = [loss for _, loss in lines(whole, "loss")]
     half = [loss for _, loss in lines(tmp_path / "one", "loss")]
     assert half != full and half == pytest.approx(full, rel=0.02)
+
+
+def test_a_processor_without_bfloat16_trains_in_float32_and_says_so(whole, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("models.precision.computes_in", lambda wanted, device: device.type != "cpu")
+    said = []
+    quick_run(tmp_path / "run", tiny(data, "train.amp=bf16", "train.validate_every=0"), say=said.append)
+    assert lines(tmp_path / "run", "loss") == lines(whole, "loss")
+    assert any("train.amp=bf16" in line and "float32" in line for line in said)
 
 
 def test_a_run_with_muon_resumes_bit_for_bit_with_its_momentum(data, tmp_path):

@@ -27,10 +27,12 @@ from common.files import write_json
 from configs import Config, load_config, model_config_path
 from inference.predictor import Predictor, View
 from models import Network, build_network, load_state
+from models.preprocess import prepare_frame
 from models.weights import rename_official
 from training.parity import training_deviations
 
 FREE_LOGITS = FREE_PROBABILITY = 1e-6  # float64: of the logits' RMS, and absolute
+RESIZED = 50.0  # times that, where pictures are resized and this machine's OpenCV rounds otherwise than the recording's
 FORCED_LARGEST, FORCED_RMS = 5e-3, 6e-4  # float32, MobileNetV2: of the logits' RMS (facts, section 11)
 STEADY = 5.0  # ResNet and Swin amplify rounding this many times less
 FORCED_PIXELS = 2e-4  # share of output pixels that may flip in float32
@@ -83,11 +85,12 @@ def check(golden: Path, manifests: Path, only: str = "*") -> list[Row]:
         raise UserError(f"{golden}: no cases/*/case.json and no train/*.json; name a golden folder with --golden")
     print(f"{'variant':14} {'case':24} {'mode':16} {'largest/RMS':>12} {'RMS/RMS':>10} {'pixels':>7}")
     rows: list[Row] = []
-    for folder in cases:
-        case = json.loads((folder / "case.json").read_text())
+    recorded = {folder: json.loads((folder / "case.json").read_text()) for folder in cases}
+    leeway = resize_leeway(recorded, rule)
+    for folder, case in recorded.items():
         if fnmatch.fnmatch(case["name"], only) or fnmatch.fnmatch(case["variant"], only):
             for forced in (False, True):
-                rows.append(_show(run_case(folder, case, rule, forced)))
+                rows.append(_show(run_case(folder, case, rule, forced, leeway=leeway)))
     for path in trained:
         if fnmatch.fnmatch(path.stem, only) or fnmatch.fnmatch("train", only):
             record = json.loads(path.read_text())
@@ -149,8 +152,33 @@ class RecordingPredictor(Predictor):
         return torch.from_numpy(recorded).unsqueeze(0).to(labels.device)
 
 
-def run_case(folder: Path, case: dict, rule: Rule, forced: bool, device: str = "cpu") -> Row:
-    """Run one case freely in float64, or in float32 with the recorded masks fed to memory."""
+def resize_leeway(cases: dict[Path, dict], rule: Rule) -> float:
+    """By how much more than FREE_LOGITS the cases that resize may deviate: 1, or RESIZED, which a line explains.
+
+    Preprocessing is the one part in float32, and cv2.resize, which the official code calls, too, takes other code on
+    other processors. The recorded inputs (inputs.npz) show it: with OpenCV 5.0 on one without AVX-512, values of the
+    last columns are off by one rounding, and the logits by up to 1.1e-5 of their RMS.
+    """
+    different = 0.0
+    for folder, case in cases.items():
+        if (folder / "inputs.npz").is_file():
+            frames, _ = rule.video.make_video(case["video"])
+            for name, theirs in np.load(folder / "inputs.npz").items():  # input_fTT_aA, of plain views
+                frame, view = name.removeprefix("input_f").split("_a")
+                ours = prepare_frame(frames[int(frame)], tuple(case["network_sizes"][view]), torch.device("cpu"))
+                different = max(different, float(np.abs(ours[0].numpy() - theirs).max()))
+    if not 0 < different < 1e-6:  # more is no rounding
+        return 1.0
+    print(f"note: OpenCV resizes otherwise on this processor than where the cases were recorded (normalised inputs "
+          f"differ by {different:.1e} at most); in float64, cases that resize pass within {RESIZED * FREE_LOGITS:.0e}")
+    return RESIZED
+
+
+def run_case(folder: Path, case: dict, rule: Rule, forced: bool, device: str = "cpu", leeway: float = 1.0) -> Row:
+    """Run one case freely in float64, or in float32 with the recorded masks fed to memory.
+
+    ``leeway``: of :func:`resize_leeway`.
+    """
     frames, labels = rule.video.make_video(case["video"])
     if rule.video.digest(frames) != case["frames_sha256"]:
         raise UserError(f"{folder}: video.py makes other frames than the case was recorded with")
@@ -182,7 +210,9 @@ def run_case(folder: Path, case: dict, rule: Rule, forced: bool, device: str = "
         passed = largest <= FORCED_LARGEST / ease and rms <= FORCED_RMS / ease \
             and flipped <= FORCED_PIXELS * masks["out"].size
     else:
-        passed = largest <= FREE_LOGITS and worst_probability <= FREE_PROBABILITY and flipped == 0
+        resized = any(list(size) != list(frames.shape[1:3]) for size in case["network_sizes"].values())
+        times = leeway if resized else 1.0
+        passed = largest <= times * FREE_LOGITS and worst_probability <= times * FREE_PROBABILITY and flipped == 0
     mode = "float32 forced" if forced else "float64 free"
     return Row(case["variant"], case["name"], mode, largest, rms, flipped, passed)
 

@@ -21,13 +21,13 @@ from configs import Config, dump_config
 from datasets.mixture import Mixture, batches
 from models import build_network, load_state, load_weights, save_weights
 from models.noise import SampleNoise
+from models.precision import autocast_notice, autocast_type
 from training.checkpoints import load_newest, save_checkpoint
 from training.clip_model import ClipModel
 from training.optimiser import Average, build_optimiser, set_learning_rate
 from training.run_folder import Journal, save_batch
 from training.validation import validate
 
-AMP = {"none": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 MEASURED = ("loss", "gradient", "seconds", "data_seconds")  # of each step; their means are written
 
 
@@ -68,7 +68,9 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
         model = DistributedDataParallel(clip_model, find_unused_parameters=True)
     optimiser = build_optimiser(network, settings)
     average = Average(network, settings)
-    amp = AMP[settings.amp]
+    amp = autocast_type(settings.amp, device)
+    if notice := autocast_notice(settings.amp, device, "train.amp"):
+        say(notice)
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
 
     step, recent = 0, []  # steps done; MEASURED of each since the last line of metrics

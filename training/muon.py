@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from models.precision import computes_in
+
 MATRICES = "matrices"  # the part of the groups whose parameters are orthogonalised
 
 
@@ -44,12 +46,14 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """U V' of a matrix U S V', roughly: five Newton-Schulz steps in bfloat16 bring S to between 0.7 and 1.2.
+    """U V' of a matrix U S V', roughly: five Newton-Schulz steps bring S to between 0.7 and 1.2.
 
-    The quintic's coefficients are Jordan's: steepest at 0, at the price of not quite converging.
+    The quintic's coefficients are Jordan's: steepest at 0, at the price of not quite converging. In bfloat16, where the
+    device has it.
     """
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).bfloat16()
+    x = matrix.T if tall else matrix
+    x = x.bfloat16() if computes_in(torch.bfloat16, matrix.device) else x.float()
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.T
