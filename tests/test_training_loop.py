@@ -96,6 +96,16 @@ def test_half_precision_resumes_bit_for_bit_with_the_state_of_its_scaler(whole, 
     assert half != full and half == pytest.approx(full, rel=0.02)
 
 
+def test_a_run_killed_while_it_validates_has_lost_no_step(data, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.loop.validate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        quick_run(tmp_path / "run", tiny(data, "train.validate_every=3", "train.checkpoint_every=1000"))
+    assert newest(tmp_path / "run")["step"] == 3
+
+
 def test_a_processor_without_bfloat16_trains_in_float32_and_says_so(whole, data, tmp_path, monkeypatch):
     monkeypatch.setattr("models.precision.computes_in", lambda wanted, device: device.type != "cpu")
     said = []

@@ -135,11 +135,12 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
                 journal.strip(step, batch.frames[:, 0], batch.masks[:, 0], result["predictions"][:, 0])
             if step % settings.log_every == 0:
                 recent = []
-            if stop or step % settings.checkpoint_every == 0 or step == last:
-                save()
+            validates = step == settings.steps or (settings.validate_every and step % settings.validate_every == 0)
+            if stop or validates or step % settings.checkpoint_every == 0 or step == last:
+                save()  # before validation, too, which takes its time and is not stopped
             if stop:
                 raise Terminated(f"terminated after step {step}, which {run / 'checkpoints'} holds; --resume goes on")
-            if step == settings.steps or (settings.validate_every and step % settings.validate_every == 0):
+            if validates:
                 found = validate(config, averaged(network, average, settings.ema), run / "val" / f"{step:07d}", ranks)
                 if journal and found:
                     journal.write(step, {"validation": found})
