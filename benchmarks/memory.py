@@ -6,6 +6,8 @@ Stages, each skipped where its result is there already, so that the command can 
 videos; train one network that remembers reference and previous frame (a small one from nothing, or an AOT-T from
 --weights); from its weights train each kind of memory for each seed (equal steps, equal clips); segment and score every
 row of the table; write OUT/table.md, OUT/results.json and OUT/curves.png.
+
+With --untrained the two stages of training are left out: every row reads --weights as they are.
 """
 
 from __future__ import annotations
@@ -110,22 +112,19 @@ def main() -> None:
     budget, out = BUDGETS[arguments.budget], Path(arguments.output)
     torch.set_num_threads(arguments.threads)
     rows = chosen_rows(arguments.rows)
+    if arguments.untrained and not arguments.weights:
+        raise UserError("--untrained: rows without training need weights; name some with --weights")
     data = Path(arguments.data) if arguments.data else make(
         out / "data", "long", videos=(budget.train_videos, budget.videos, 0), frames=budget.frames, difficulty="hard")
     videos = open_videos(data, "val").videos[: budget.videos]
     results: dict[str, list[dict]] = {}
-    if arguments.weights:
-        first_recipe, recipe = "memory_benchmark_aott_first", "memory_benchmark_aott"
-        start = [f"train.weights={Path(arguments.weights).resolve()}"]
-    else:
-        first_recipe, recipe, start = "demo", "memory_benchmark", ["train.amp=bf16"]
-    first = trained(out / "first", first_recipe, data, 0, budget.first_steps, start)
-    for seed in range(arguments.seeds):
-        folder = out / f"seed_{seed}"
+    first = None if arguments.untrained else first_stage(arguments.weights, data, budget, out)
+    for seed in range(1 if arguments.untrained else arguments.seeds):
+        folder = out / ("untrained" if arguments.untrained else f"seed_{seed}")
         for row in rows:
-            run_folder = folder / row.network.replace(", ", "_").replace(" ", "_")
-            weights = trained(run_folder, recipe, data, seed, budget.second_steps,
-                              [*NETWORKS[row.network], f"train.weights={first}"])
+            weights = arguments.weights
+            if first:
+                weights = second_stage(row, first, bool(arguments.weights), data, seed, budget, folder)
             scores = folder / f"scores_{data.name}"
             results.setdefault(row.name, []).append(scored(row, weights, videos, scores))
             report(results, budget, arguments, out)
@@ -145,6 +144,8 @@ def parse() -> argparse.Namespace:
                                        "such as one made with --cutouts (default: generated into OUTPUT/data)")
     parser.add_argument("--weights", help="AOT-T weights to begin from (ours, or under the official names), "
                                           "instead of a small network trained from nothing")
+    parser.add_argument("--untrained", action="store_true",
+                        help="score --weights as they are, in every row, without any training")
     parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
     return parser.parse_args()
 
@@ -161,6 +162,20 @@ def chosen_rows(names: str | None) -> list[Row]:
 
 
 # The stages.
+
+
+def first_stage(weights: str | None, data: Path, budget: Budget, out: Path) -> Path:
+    """Weights of a network that remembers reference and previous frame, from ``weights`` or from nothing."""
+    recipe = "memory_benchmark_aott_first" if weights else "demo"
+    start = f"train.weights={Path(weights).resolve()}" if weights else "train.amp=bf16"
+    return trained(out / "first", recipe, data, 0, budget.first_steps, [start])
+
+
+def second_stage(row: Row, first: Path, aott: bool, data: Path, seed: int, budget: Budget, folder: Path) -> Path:
+    """Weights that have learnt the row's kind of memory; ``aott``: the first stage's network is an AOT-T."""
+    return trained(folder / row.network.replace(", ", "_").replace(" ", "_"),
+                   "memory_benchmark_aott" if aott else "memory_benchmark", data, seed, budget.second_steps,
+                   [*NETWORKS[row.network], f"train.weights={first}"])
 
 
 def trained(folder: Path, recipe: str, data: Path, seed: int, steps: int, settings: list[str]) -> Path:
@@ -182,7 +197,7 @@ def trained(folder: Path, recipe: str, data: Path, seed: int, steps: int, settin
     return weights.resolve()
 
 
-def scored(row: Row, weights: Path, videos: tuple[Video, ...], folder: Path) -> dict[str, Any]:
+def scored(row: Row, weights: str | Path, videos: tuple[Video, ...], folder: Path) -> dict[str, Any]:
     """Scores of a row on every video; each video's are kept in a file of its own."""
     predictor = None
     found = {}
@@ -197,8 +212,8 @@ def scored(row: Row, weights: Path, videos: tuple[Video, ...], folder: Path) -> 
     return found
 
 
-def predictor_of(row: Row, weights: Path) -> Predictor:
-    config, tensors = load_weights(weights, overrides=row.settings)
+def predictor_of(row: Row, weights: str | Path) -> Predictor:
+    config, tensors = load_weights(weights, overrides=[*NETWORKS[row.network], *row.settings])
     network = ReferenceOnly(config) if row.reference_only else build_network(plain(config))
     load_state(network, tensors, weights)
     return Predictor.from_config(config, network)
@@ -278,8 +293,10 @@ def draw_curves(results: dict[str, list[dict]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     for name in shown:
         curves = [[fmean(part) for part in np.array_split(scores["curve"], 20)]
-                  for found in results[name] for video in found.values() for scores in video["objects"].values()]
-        axes.plot(np.linspace(2.5, 97.5, 20), 100 * np.mean(curves, 0), label=name)
+                  for found in results[name] for video in found.values() for scores in video["objects"].values()
+                  if len(scores["curve"]) >= 20]  # an object that comes last has no course
+        if curves:
+            axes.plot(np.linspace(2.5, 97.5, 20), 100 * np.mean(curves, 0), label=name)
     axes.set(xlabel="position in the video (%)", ylabel="J&F", ylim=(0, 100))
     axes.legend(fontsize=8)
     with written_whole(path) as beside:

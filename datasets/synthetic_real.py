@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -143,6 +144,9 @@ def long_cuts(sources: Sequence[Source], chosen: Options) -> list[LongCut]:
     rng = np.random.default_rng([chosen.seed, 8])
     cuts = []
     for clip in annotated[: chosen.videos[1]]:
+        if not any(_shows_an_object(mask) for _, mask in clip.frames):
+            raise UserError(f"{clip.frames[0][1].parent}: no mask shows an object (255 belongs to nothing); label the "
+                            "objects 1, 2, ...")
         others = [source for source in clips if source is not clip]
         if not others:
             break
@@ -155,3 +159,8 @@ def long_cuts(sources: Sequence[Source], chosen: Options) -> list[LongCut]:
         raise UserError(f"--long-cuts: {len(cuts)} clips have a mask for every frame, {chosen.videos[1]} videos are "
                         "wanted; lower --videos or name more folders (the option may be repeated)")
     return cuts
+
+
+def _shows_an_object(mask: Path) -> bool:
+    labels = read_labels(mask)
+    return bool(((labels > 0) & (labels < 255)).any())

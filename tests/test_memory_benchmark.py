@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.memory import ROWS, difference, numbers, table
+from benchmarks.memory import ROWS, difference, main, numbers, table
 from benchmarks.memory_scores import frames_after_absences, object_scores
+from common.errors import UserError
+from datasets.synthetic import make
+from models import build_network, save_weights
+from tests.training_helper import tiny
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -62,6 +66,25 @@ def test_table_says_spread_and_difference():
 
 def test_rows_have_names_of_their_own():
     assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_without_training_every_row_reads_the_same_weights(tmp_path, monkeypatch, capsys):
+    data = make(tmp_path / "data", seed=3, videos=(1, 1, 0), frames=30, size=(64, 96))
+    config = tiny(data)
+    save_weights(tmp_path / "weights.safetensors", build_network(config).state_dict(), config)
+    command = ["memory", "--untrained", "--budget", "smoke", "--data", str(data), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*command, "--weights", str(tmp_path / "weights.safetensors"), "--rows",
+                                      "reference + local;fifo;DDMemory slots, every 1"])
+    monkeypatch.setattr("benchmarks.memory.trained", None)  # must not be called
+    main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    held = {line.split("|")[1].strip(): float(line.split("|")[8].split()[0]) for line in lines[2:]}
+    assert held["fifo"] > held["reference + local"] and held["DDMemory slots, every 1"] > held["reference + local"]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"untrained", "table.md", "results.json", "curves.png"}
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(UserError, match="--weights"):
+        main()
 
 
 @pytest.mark.slow

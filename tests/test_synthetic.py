@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import UserError
 from common.files import file_hash
-from datasets.readers import DAVIS_PALETTE, given_labels, read_image, read_labels
+from datasets.readers import DAVIS_PALETTE, given_labels, read_image, read_labels, write_labels
 from datasets.records import open_videos
 from datasets.synthetic import make, make_long_cuts
 from datasets.synthetic_compose import TextureStock, compose
@@ -196,8 +196,6 @@ def material(small, tmp_path_factory):
     """A folder of photographs and clips with masks: the generator's own frames, with one large object each."""
     import cv2
 
-    from datasets.readers import write_labels
-
     folder = tmp_path_factory.mktemp("material")
     rng = np.random.default_rng(0)
     for kind, count in (("photograph", 12), ("clip", 8)):
@@ -249,6 +247,11 @@ def test_too_little_material_is_said(material, tmp_path):
         make(tmp_path / "x", cutouts=[few])
     with pytest.raises(UserError, match="lower --videos"):
         make_long_cuts(tmp_path / "x", [few])
+    for path in (few / "Annotations" / "clip0").iterdir():  # as in the original files of DAVIS-2016
+        write_labels(path, 255 * (read_labels(path) > 0).astype(np.uint8))
+    shutil.copytree(few / "JPEGImages" / "clip0", few / "JPEGImages" / "clip1")
+    with pytest.raises(UserError, match="clip0: no mask shows an object"):
+        make_long_cuts(tmp_path / "x", [few], videos=1)
     assert not (tmp_path / "x").exists()
 
 
