@@ -69,7 +69,7 @@ def test_rows_have_names_of_their_own():
 
 
 def test_without_training_every_row_reads_the_same_weights(tmp_path, monkeypatch, capsys):
-    data = make(tmp_path / "data", seed=3, videos=(1, 1, 0), frames=30, size=(64, 96))
+    data = make(tmp_path / "data", seed=3, videos=(1, 1, 0), frames=60, size=(64, 96))
     config = tiny(data)
     save_weights(tmp_path / "weights.safetensors", build_network(config).state_dict(), config)
     command = ["memory", "--untrained", "--budget", "smoke", "--data", str(data), "--output", str(tmp_path / "out")]
