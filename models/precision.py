@@ -25,9 +25,14 @@ def autocast_notice(amp: str, device: torch.device, key: str) -> str | None:
 
 
 def computes_in(wanted: torch.dtype, device: torch.device) -> bool:
-    """Whether the device has arithmetic of this half-precision type. Whatever is no processor counts as having it."""
+    """Whether the device has arithmetic of this half-precision type, as PyTorch's CPU library (oneDNN) sees it.
+
+    Whatever is no processor counts as having it, and so does, for bfloat16, a processor with AVX-512 alone.
+    """
     if device.type != "cpu":
         return True
+    if not torch.backends.mkldnn.is_available():
+        return False
     supported = {torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
                  torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported}
     return supported[wanted]()

@@ -15,7 +15,7 @@ from inference.results import Outputs
 from inference.runner import run_videos
 from inference.sources import DatasetSource
 from models.preprocess import prepare_frame
-from tools.check_parity import RESIZED, check, resize_leeway
+from tools.check_parity import RESIZED, _deviation, check, resize_leeway
 
 FAST = ("aott_round_newobj", "aott_lvos_gap1", "deaott_stskip3_gap2")
 
@@ -44,6 +44,13 @@ def test_a_wrong_memory_rule_is_noticed(shared, tmp_path):
         (folder / name).symlink_to(source / name)
     rows = check(tmp_path, shared / "golden" / "aot")
     assert not rows[0].passed and rows[0].rms > 0.01
+
+
+def test_a_number_that_is_not_finite_is_infinitely_far():
+    good = {"f01_a0_e0": np.zeros((2, 3, 3), np.float32)}
+    assert _deviation(good, good, 1.0) == (0, 0)
+    assert _deviation({"f01_a0_e0": np.full((2, 3, 3), np.nan, np.float32)}, good, 1.0) == (np.inf, np.inf)
+    assert _deviation({}, good, 1.0) == (np.inf, np.inf)
 
 
 @pytest.mark.parametrize("error,leeway", [(0.0, 1.0), (3e-7, RESIZED), (1e-3, 1.0)])

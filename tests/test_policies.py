@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common.errors import UserError
 from configs.schema import MemoryConfig
-from models.memory import POLICIES, Bank, Candidate, Evidence, build_policy
+from models.memory import POLICIES, Bank, Candidate, Evidence, build_policy, register_policy
 from models.memory.policies.diversity import Diversity, swap_gain
 from models.memory.policies.quality import AbsenceAware, Quality, frame_quality
 from models.memory.policies.relevance import MostUsed, RMem
@@ -56,6 +56,25 @@ def run(policy, until: int, gap: int = 5, capacity: int = 8, **kwargs) -> list[i
     for frame in range(gap, until + 1, gap):
         stream.offer(frame, **kwargs)
     return stream.frames()
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("seen", [evidence(), evidence((0.0,), (0.0,)), evidence(confidence=(0.01,), entropy=0.69)])
+def test_a_rule_says_whether_it_declines_and_whether_it_judges(name, seen):
+    """Else the read would take empty slots for frames, or the predictor would not gather what the rule asks for."""
+    policy = POLICIES[name]
+    stream = Stream(name)
+    for frame in range(5, 30, 5):
+        candidate = Candidate(frame, entries(frame)[0][0], 2, False, seen if policy.needs_evidence else None)
+        stream.bank.write(entries(frame), stream.policy.choose(stream.bank, candidate), frame)
+    within_reach = stream.bank.filled[:min(stream.bank.offered, stream.bank.capacity)]
+    assert within_reach.all() or policy.may_decline
+
+
+def test_a_name_belongs_to_one_rule():
+    with pytest.raises(ValueError, match="'fifo' is the name of"):
+        register_policy("fifo")(type("Other", (POLICIES["uniform"],), {}))
+    assert POLICIES["fifo"].__name__ != "Other"
 
 
 # The official rules: facts/memory.md, sections 1 to 3.

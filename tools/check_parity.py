@@ -77,12 +77,12 @@ def parse() -> argparse.Namespace:
 def check(golden: Path, manifests: Path, only: str = "*") -> list[Row]:
     """Run everything in a golden folder whose case or variant matches ``only``; print each row as it is done."""
     manifests = manifests / "manifests" if (manifests / "manifests").is_dir() else manifests
-    rule = Rule(manifests)
     cases = sorted(path.parent for path in golden.glob("cases/*/case.json"))
     cases += [golden] if (golden / "case.json").is_file() else []
     trained = sorted(golden.glob("train/*.json"))
     if not cases and not trained:
         raise UserError(f"{golden}: no cases/*/case.json and no train/*.json; name a golden folder with --golden")
+    rule = Rule(manifests)
     print(f"{'variant':14} {'case':24} {'mode':16} {'largest/RMS':>12} {'RMS/RMS':>10} {'pixels':>7}")
     rows: list[Row] = []
     recorded = {folder: json.loads((folder / "case.json").read_text()) for folder in cases}
@@ -242,10 +242,11 @@ def run_training(path: Path, record: dict, rule: Rule) -> list[Row]:
 
 
 def _deviation(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], scale: float) -> tuple[float, float]:
-    """Largest and RMS difference of all logits, relative to ``scale``. A missing decode is infinitely far."""
+    """Largest and RMS difference of all logits, relative to ``scale``. A missing decode, or one with a number that is
+    not finite, is infinitely far."""
     largest, squares, count = 0.0, 0.0, 0
     for key, expected in theirs.items():
-        if key not in ours or ours[key].shape != expected.shape:
+        if key not in ours or ours[key].shape != expected.shape or not np.isfinite(ours[key]).all():
             return float("inf"), float("inf")
         difference = np.abs(ours[key].astype(np.float64) - expected)
         largest = max(largest, float(difference.max()))

@@ -36,7 +36,7 @@ class GlobalState:
 
     Attributes:
         banks: each block's state tensors.
-        last_write: number of the frame that was offered last, a Python int.
+        last_write: number of the frame that was written last, a Python int.
         openness: (B,) mean of the update gate at the latest write; confidence: (B,) of the frame written then.
     """
 
@@ -230,7 +230,9 @@ class SlotBank(nn.Module):
         owned = (shares * winner).repeat_interleave(self.per_owner, 1)  # (B, 11 K, L)
         queries = torch.cat([self.queries[:1], self.queries[1:].expand(IDENTITIES, -1, -1)]).flatten(0, 1)  # (11 K, C)
         scores = queries.to(key.dtype) @ key.transpose(1, 2) / math.sqrt(key.shape[-1])  # (B, 11 K, L)
-        weight = owned * (scores - scores.amax(-1, keepdim=True)).exp()
+        scores = scores.masked_fill(owned == 0, -math.inf)
+        best = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)  # (B, 11 K, 1), of its owner's
+        weight = owned * (scores - best).exp()
         gathered = weight @ torch.cat([key, value], -1) / (weight.sum(-1, keepdim=True) + 1e-6)  # (B, 11 K, 2 C)
 
         covered = owned.sum(-1, keepdim=True)  # (B, 11 K, 1)

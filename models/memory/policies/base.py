@@ -88,8 +88,8 @@ class Policy:
     def evidence(candidate: Candidate) -> Evidence:
         """What the network believed about the frame. Raises UserError where the caller gave nothing."""
         if candidate.evidence is None:
-            raise UserError("memory.policy: this rule judges frames by their scores; pass `evidence` to memorise(), as "
-                            "the predictor does")
+            raise UserError("memory.policy: this rule judges frames by their scores; give its class "
+                            "`needs_evidence = True` (who calls memorise() himself passes `evidence`)")
         return candidate.evidence
 
     @staticmethod
@@ -130,6 +130,9 @@ class Policy:
 def register_policy(name: str):
     """Class decorator: makes a policy available as ``memory.policy=name``."""
     def register(policy: type[Policy]) -> type[Policy]:
+        taken = POLICIES.get(name, policy)
+        if (taken.__module__, taken.__qualname__) != (policy.__module__, policy.__qualname__):
+            raise ValueError(f"memory.policy: '{name}' is the name of {taken.__module__}.{taken.__qualname__} already")
         POLICIES[name] = policy
         return policy
 

@@ -28,7 +28,7 @@ class Quality(Policy):
         quality, order, best = bank.record("quality"), bank.record("order"), bank.record("best")
         new = self.quality(self.evidence(candidate))
         poor = (new <= 0) | (new <= self.accept * best[-1])
-        best.copy_(torch.maximum(best, new))  # the same value in every slot
+        best.copy_(torch.maximum(best, new))  # of all frames so far, whatever slot
         now = order.amax() + 1
         slot = self.unless(poor, self.pick(bank, -(quality + (order - now).exp())), bank)
         quality.index_fill_(0, slot.view(1), 0).index_add_(0, slot.view(1), new.view(1))
@@ -47,8 +47,9 @@ class AbsenceAware(Policy):
     After DAM4SAM (arXiv 2411.17576), with the network's scores where DAM4SAM has SAM 2's heads. A frame is written if
     an object covers ``memory.min_presence`` of it and every such object is segmented with a mean margin of at least
     ``memory.min_confidence``. It becomes an anchor if there is a rival: soft foreground outside the predicted
-    objects, more than a tenth of their area. Anchors take up to half of the capacity; within each half the oldest
-    frame leaves.
+    objects, more than a tenth of their area. Once the bank is full, an anchor takes the place of the oldest anchor
+    where half of the capacity are anchors, and of the oldest other frame where they are fewer; other frames take the
+    place of the oldest of their kind.
     """
 
     may_decline = True
