@@ -202,7 +202,7 @@ def run_case(folder: Path, case: dict, rule: Rule, forced: bool, device: str = "
                 ours = predictor.probabilities[0, :, ::stride, ::stride].cpu().numpy()
                 theirs = probabilities[f"f{number:02d}"]
                 ours = np.pad(ours, ((0, max(0, len(theirs) - len(ours))), (0, 0), (0, 0)))
-                worst_probability = max(worst_probability, float(np.abs(ours - theirs).max()))
+                worst_probability = float(np.maximum(worst_probability, np.abs(ours - theirs).max()))  # NaN stays
         flipped += int((out != masks["out"][number]).sum())
     largest, rms = _deviation(predictor.logits, dict(np.load(folder / "logits.npz")), case["logit_rms"])
     if forced:

@@ -61,7 +61,7 @@ def _run(record: dict[str, Any], run: dict[str, Any], rule: Any, frames, masks) 
     expected = torch.tensor(run["frame_losses"], dtype=torch.float64)
     ours = result["frame_losses"]
     losses = (ours / expected[-len(ours):] - 1).abs().max().item()  # a reference of weight 0 is not decoded
-    losses = max(losses, abs(result["loss"].item() / run["loss"] - 1))
+    losses = float(np.maximum(losses, abs(result["loss"].item() / run["loss"] - 1)))  # NaN stays, unlike in max()
 
     norms = {name: None if parameter.grad is None else parameter.grad.norm().item()
              for name, parameter in network.named_parameters()}
@@ -69,7 +69,7 @@ def _run(record: dict[str, Any], run: dict[str, Any], rule: Any, frames, masks) 
     for official, norm in run["grad_norm"].items():
         gradient = norms[from_official(official, config.model)]
         if norm is None or gradient is None:
-            worst = max(worst, 0.0 if norm == gradient else float("inf"))
+            worst = worst if norm == gradient else float("inf")
         else:
-            worst = max(worst, abs(gradient - norm) / (norm + 1e-3 * run["total_grad_norm"]))
+            worst = float(np.maximum(worst, abs(gradient - norm) / (norm + 1e-3 * run["total_grad_norm"])))
     return Deviation(losses, worst)
