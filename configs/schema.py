@@ -121,7 +121,7 @@ class TrainConfig(Section):
     camera: Share = 0.0  # probability that a video clip is seen from elsewhere, by a camera that wanders (ours)
     newcomers: bool = False  # objects that appear after the reference are background (ours; official: clips avoid them)
     reverse: Share = 0.5  # probability that a clip runs backwards
-    amp: Literal["none", "fp16", "bf16"] = "none"
+    amp: Literal["none", "fp16", "bf16"] = "none"  # float32 on processors without instructions for it
     deterministic: bool = False  # bit-equal on the same card, slower
     weights: str | None = None  # weights to start from
     after: str | None = None  # recipe, beside this one, that is trained first; this one starts from its weights
@@ -143,7 +143,7 @@ class InferenceConfig(Section):
     scales: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [1.0], min_length=1)
     flip: bool = False
     streams: Positive = 1  # videos at once on one device
-    amp: Literal["none", "fp16", "bf16"] = "none"
+    amp: Literal["none", "fp16", "bf16"] = "none"  # as train.amp
     graphs: bool = False  # CUDA graphs, where they apply: a CUDA device, one scale, no flip, at most ten objects
     compile: bool = False  # torch.compile of encoder and decoder: same masks, slow start
 

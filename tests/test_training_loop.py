@@ -114,6 +114,16 @@ def test_a_processor_without_bfloat16_trains_in_float32_and_says_so(whole, data,
     assert any("train.amp=bf16" in line and "float32" in line for line in said)
 
 
+def test_a_run_begun_in_float32_for_want_of_fp16_goes_on_in_fp16_elsewhere(data, tmp_path, monkeypatch):
+    settings = ("train.amp=fp16", "train.validate_every=0", "train.validate_split=none", "train.stop_at=2")
+    monkeypatch.setattr("models.precision.computes_in", lambda wanted, device: device.type != "cpu")
+    quick_run(tmp_path / "run", tiny(data, *settings))
+    assert not newest(tmp_path / "run")["scaler"]
+    monkeypatch.setattr("models.precision.computes_in", lambda *_: True)
+    quick_run(tmp_path / "run", resume=True, settings=["train.stop_at=4"])
+    assert newest(tmp_path / "run")["scaler"]["scale"] > 1
+
+
 def test_a_run_with_muon_resumes_bit_for_bit_with_its_momentum(data, tmp_path):
     settings = ("train.optimiser=muon", "train.validate_every=0")
     quick_run(tmp_path / "one", tiny(data, *settings))

@@ -81,7 +81,8 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
         network.load_state_dict(checkpoint["model"])
         average.load(checkpoint["ema"])
         optimiser.load_state_dict(checkpoint["optimiser"])
-        scaler.load_state_dict(checkpoint["scaler"])
+        if checkpoint["scaler"]:  # empty where the steps so far ran on a processor, in float32
+            scaler.load_state_dict(checkpoint["scaler"])
         step, recent = checkpoint["step"], checkpoint["recent"]
         say(f"continuing from step {step}")
     journal = Journal(run, step) if ranks.first else None
