@@ -26,10 +26,11 @@ import torch
 
 from benchmarks.memory_scores import segment_video
 from common.command import run
-from common.errors import UserError, nearest
-from common.files import write_json, write_text, written_whole
+from common.errors import UserError, UserErrors, nearest
+from common.files import file_hash, write_json, write_text, written_whole
 from common.progress import Progress
 from configs import Config
+from datasets.check import check_videos
 from datasets.records import Video, open_videos
 from datasets.synthetic import make
 from inference import Predictor
@@ -114,13 +115,18 @@ def main() -> None:
     rows = chosen_rows(arguments.rows)
     if arguments.untrained and not arguments.weights:
         raise UserError("--untrained: rows without training need weights; name some with --weights")
+    if arguments.weights and not Path(arguments.weights).is_file():
+        raise UserError(f"{arguments.weights}: no such weights file; check --weights")
     data = Path(arguments.data) if arguments.data else make(
         out / "data", "long", videos=(budget.train_videos, budget.videos, 0), frames=budget.frames, difficulty="hard")
-    videos = open_videos(data, "val").videos[: budget.videos]
+    found = open_videos(data, "val")
+    if problems := check_videos(found):
+        raise UserErrors(problems)
+    videos = found.videos[: budget.videos]
     results: dict[str, list[dict]] = {}
     first = None if arguments.untrained else first_stage(arguments.weights, data, budget, out)
     for seed in range(1 if arguments.untrained else arguments.seeds):
-        folder = out / ("untrained" if arguments.untrained else f"seed_{seed}")
+        folder = out / "untrained" / file_hash(arguments.weights)[:8] if arguments.untrained else out / f"seed_{seed}"
         for row in rows:
             weights = arguments.weights
             if first:
