@@ -260,6 +260,19 @@ def test_a_slot_gathers_only_what_its_owner_holds_most_of():
     assert slots[0, : bank.per_owner].abs().sum() == 0
 
 
+def test_a_slot_is_a_mean_of_its_owners_tokens_however_strongly_others_are_asked_for():
+    bank = bank_of("slots")
+    key, value = (token.clone() for token in entry(0))
+    key[:, 3:] *= 50  # of the background: the scores of these are far above any of the object's
+    shares = torch.zeros(1, 11, 15)
+    shares[:, 1, :3], shares[:, 0, 3:] = 1, 1
+    slots, _, _ = bank.start((key, value), shares)
+    ours = slots[0].unflatten(0, (11, -1))[1]  # (slots of the object, 2 C)
+    tokens = torch.cat([key, value], -1)[0, :3]
+    least, most = tokens.amin(0), tokens.amax(0)
+    assert (ours >= least - 1e-4).all() and (ours <= most + 1e-4).all() and ours.norm(dim=-1).min() > 0.5
+
+
 # 6. Objects are alike.
 
 def test_permuted_objects_permute_slots():
