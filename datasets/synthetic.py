@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import UserError
 from datasets.synthetic_compose import TextureStock, compose
 from datasets.synthetic_options import DIFFICULTIES, PRESETS, Options, options
 from datasets.synthetic_real import LongCut, cutout_stocks, long_cuts
@@ -44,7 +45,8 @@ def make(
         videos: number of validation videos, or numbers for train, val and test; None: the preset's.
         frames: of each video of val and test, and at most so many in train; None: the preset's.
         size: (height, width) in pixels; None: the preset's.
-        difficulty: ``easy``, ``normal`` or ``hard``; None: the preset's.
+        difficulty: ``easy``, ``normal``, ``hard``, or ``turning``: hard, and textured objects have two sides unlike each
+            other, which they show in turn; None: the preset's.
         cutouts: folders with JPEGImages and Annotations of photographs or clips; their objects then move over other
             photographs and clips, instead of textures over textures. The splits share no source.
 
@@ -55,6 +57,8 @@ def make(
     if not cutouts:
         stock = TextureStock(DIFFICULTIES[chosen.difficulty])
         return write_dataset(out, chosen, partial(compose, stock=stock))
+    if DIFFICULTIES[chosen.difficulty].turn:
+        raise UserError("--difficulty: cut-outs have no other side to turn; with --cutouts take 'hard'")
     sources = find_sources(cutouts, "--cutouts")
     stocks = cutout_stocks(sources, chosen)
 

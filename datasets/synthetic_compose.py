@@ -45,14 +45,16 @@ class TextureStock:
 
     def models(self, rng: np.random.Generator, count: int, unseen: bool) -> list[Concept]:
         hues = rng.uniform() + np.arange(count) / count * 0.9 + rng.uniform(-0.04, 0.04, count)
-        return [draw_concept(rng, unseen, float(hue)) for hue in hues]
+        other_side = 0.45 / count if self.level.turn else None  # as far from its own hue as from the other object's
+        return [draw_concept(rng, unseen, float(hue), other_side and float(hue + other_side)) for hue in hues]
 
     def look(self, rng: np.random.Generator, model: Concept, radius: float) -> tuple[Drawable, str]:
-        return make_sprite(rng, model, 0.002 * self.level.change), model.caption()
+        return make_sprite(rng, model, self._drift(rng)), model.caption()
 
     def twin(self, rng: np.random.Generator, model: Concept, radius: float) -> Drawable:
         shift = self.level.hue_gap * rng.uniform(1, 1.4) * rng.choice((-1, 1))
-        return make_sprite(rng, replace(model, hue=float(model.hue + shift) % 1), 0.002 * self.level.change)
+        back = model.back and (model.back[0], float(model.back[1] + shift) % 1)
+        return make_sprite(rng, replace(model, hue=float(model.hue + shift) % 1, back=back), self._drift(rng))
 
     def stranger(
         self, rng: np.random.Generator, models: list[Concept], radius: float, unseen: bool
@@ -60,6 +62,10 @@ class TextureStock:
         concept = draw_concept(rng, unseen, float(rng.uniform()))
         near = any(abs((concept.hue - model.hue + 0.5) % 1 - 0.5) < 0.12 for model in models)
         return None if near else make_sprite(rng, concept, 0.0)
+
+    def _drift(self, rng: np.random.Generator) -> float:
+        """Speed of an object's texture, sides a frame."""
+        return self.level.turn * rng.uniform(0.5, 1) if self.level.turn else 0.002 * self.level.change
 
     def backdrop(
         self, rng: np.random.Generator, models: list[Concept], size: tuple[int, int], frames: int

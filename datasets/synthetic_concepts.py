@@ -7,7 +7,7 @@ has unseen concepts as LVOS has unseen categories.
 from __future__ import annotations
 
 import colorsys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -23,7 +23,8 @@ _ANGLES = 256  # entries of an outline's table
 class Sprite:
     """A textured object: an outline in polar form that wobbles, over a texture that drifts.
 
-    ``outline``: (256,) radius by angle, at most 1. ``texture``: (128, 128, 3) float32 RGB 0..255, repeating.
+    ``outline``: (256,) radius by angle, at most 1. ``texture``: (128, 128 a side, 3) float32 RGB 0..255, repeating; it
+    shows as much of its width at once as one side has.
     """
 
     outline: np.ndarray
@@ -51,38 +52,60 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Concept:
-    """What an object is: families of outline and texture, and the hue (0..1) of its main colour."""
+    """What an object is: families of outline and texture, and the hue (0..1) of its main colour.
+
+    ``back``: texture family and hue of its other side, in sight after it has turned; None: it looks alike all around.
+    """
 
     outline: str
     texture: str
     hue: float
+    back: tuple[str, float] | None = None
 
     def caption(self) -> str:
         """A phrase for the caption file."""
         return f"a {_HUES[int(self.hue * len(_HUES)) % len(_HUES)]} {self.outline} with {self.texture}"
 
 
-def draw_concept(rng: np.random.Generator, unseen: bool, hue: float) -> Concept:
-    """A random concept; ``unseen`` ones have an outline and a texture that training never shows."""
+def draw_concept(rng: np.random.Generator, unseen: bool, hue: float, back: float | None = None) -> Concept:
+    """A random concept; ``unseen`` ones have an outline and a texture that training never shows.
+
+    ``back``: hue of its other side, whose texture is of another family; None: it has none.
+    """
     outlines, textures = (UNSEEN_OUTLINES, UNSEEN_TEXTURES) if unseen else (SEEN_OUTLINES, SEEN_TEXTURES)
-    return Concept(str(rng.choice(outlines)), str(rng.choice(textures)), hue % 1.0)
+    concept = Concept(str(rng.choice(outlines)), str(rng.choice(textures)), hue % 1.0)
+    if back is None:
+        return concept
+    others = [texture for texture in textures if texture != concept.texture]
+    return replace(concept, back=(str(rng.choice(others)), back % 1.0))
 
 
 def make_sprite(rng: np.random.Generator, concept: Concept, drift: float) -> Sprite:
-    """A new individual of ``concept``: same families and hue, own details. ``drift``: texture speed, sides a frame."""
-    light = _colour(concept.hue + rng.uniform(-0.02, 0.02), rng.uniform(0.65, 0.95), rng.uniform(0.8, 1.0))
-    dark = _colour(concept.hue + rng.uniform(-0.05, 0.05), rng.uniform(0.75, 1.0), rng.uniform(0.35, 0.55))
-    field = _field(rng, concept.texture)
-    texture = light * field[..., None] + dark * (1 - field[..., None])
+    """A new individual of ``concept``: same families and hues, own details.
+
+    ``drift``: speed of the texture, sides a frame, in any direction; sideways, if it has a back.
+    """
+    texture = _skin(rng, concept.texture, concept.hue)
     direction = rng.uniform(0, 2 * np.pi)
+    if concept.back is not None:
+        texture = np.roll(np.concatenate([texture, _skin(rng, *concept.back)], axis=1), -_SIDE // 2, axis=1)
+        direction = rng.choice((0, np.pi))
     return Sprite(
         outline=_outline(rng, concept.outline),
-        texture=np.clip(texture * _grain(rng), 0, 255).astype(np.float32),
+        texture=np.clip(np.tile(_grain(rng), (1, texture.shape[1] // _SIDE, 1)) * texture, 0, 255).astype(np.float32),
         concept=concept.caption(),
         wobble=float(rng.uniform(0.03, 0.1)),
         lobes=int(rng.integers(2, 5)),
         drift=(float(drift * np.cos(direction)), float(drift * np.sin(direction))),
     )
+
+
+def _skin(rng: np.random.Generator, family: str, hue: float) -> np.ndarray:
+    """A repeating texture in two shades of a hue, (128, 128, 3) float32 RGB 0..255."""
+    light = _colour(hue + rng.uniform(-0.02, 0.02), rng.uniform(0.65, 0.95), rng.uniform(0.8, 1.0))
+    dark = _colour(hue + rng.uniform(-0.05, 0.05), rng.uniform(0.75, 1.0), rng.uniform(0.35, 0.55))
+    field = _field(rng, family)
+    return light * field[..., None] + dark * (1 - field[..., None])
 
 
 def make_background(rng: np.random.Generator, height: int, width: int, saturation: float) -> np.ndarray:

@@ -36,12 +36,14 @@ class Difficulty:
     change: float
     saturation: float  # of the background; objects have 0.65 to 1
     extras: int  # most distractors that look like nothing annotated
+    turn: float = 0.0  # sides a frame at most: objects have two sides, unlike each other, and turn around
 
 
 DIFFICULTIES = {
     "easy": Difficulty(2.0, 0.22, 0.6, 0.1, 1),
     "normal": Difficulty(3.0, 0.14, 1.0, 0.2, 1),
     "hard": Difficulty(5.0, 0.06, 1.5, 0.4, 3),
+    "turning": Difficulty(5.0, 0.06, 1.5, 0.4, 3, turn=0.02),
 }
 
 

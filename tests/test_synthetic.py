@@ -152,6 +152,25 @@ def test_long_videos_have_absences_of_100_frames_with_a_look_alike_meanwhile():
         assert ((place > 0) & (place < (width, height))).all(axis=1).mean() > 0.9
 
 
+def test_turning_objects_show_another_side_and_turn_back():
+    def colour(sprite, frame):
+        v, u = np.mgrid[-1:1:40j, -1:1:40j]
+        seen, cover = sprite.sample(u, v, frame, 20.0)
+        return seen[cover > 0.5].mean(0)
+
+    hard, turning = (TextureStock(DIFFICULTIES[name]) for name in ("hard", "turning"))
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        model = turning.models(rng, 1, unseen=True)[0]
+        for sprite in (turning.look(rng, model, 20.0)[0], turning.twin(rng, model, 20.0)):
+            side = 1 / abs(sprite.drift[0])  # frames in which it turns from one side to the other
+            assert abs(sprite.drift[1]) < 1e-9 and 50 <= side <= 100
+            front, back, again = (colour(sprite, round(side * turns)) for turns in (0, 1, 2))
+            assert np.abs(front - back).max() > 50 and np.abs(front - again).max() < 10
+        other, _ = hard.look(rng, hard.models(rng, 1, unseen=True)[0], 20.0)
+        assert max(np.abs(colour(other, 0) - colour(other, frame)).max() for frame in range(0, 600, 50)) < 40
+
+
 def test_absent_actors_are_out_of_the_picture_and_come_back():
     rng = np.random.default_rng(3)
     position, present = wander(rng, 200, (128, 224), 20.0, 4.0, [(50, 120)])
@@ -245,6 +264,8 @@ def test_too_little_material_is_said(material, tmp_path):
         shutil.copytree(material / kind / "clip0", few / kind / "clip0")
     with pytest.raises(UserError, match="name more folders"):
         make(tmp_path / "x", cutouts=[few])
+    with pytest.raises(UserError, match="no other side"):
+        make(tmp_path / "x", preset="long", difficulty="turning", cutouts=[material])
     with pytest.raises(UserError, match="lower --videos"):
         make_long_cuts(tmp_path / "x", [few])
     for path in (few / "Annotations" / "clip0").iterdir():  # as in the original files of DAVIS-2016
