@@ -45,8 +45,8 @@ def make(
         videos: number of validation videos, or numbers for train, val and test; None: the preset's.
         frames: of each video of val and test, and at most so many in train; None: the preset's.
         size: (height, width) in pixels; None: the preset's.
-        difficulty: ``easy``, ``normal``, ``hard``, or ``turning``: hard, and textured objects have two sides unlike each
-            other, which they show in turn; None: the preset's.
+        difficulty: ``easy``, ``normal``, ``hard``, or ``turning``: hard, and textured objects have two sides, unlike
+            each other, which they show in turn; None: the preset's.
         cutouts: folders with JPEGImages and Annotations of photographs or clips; their objects then move over other
             photographs and clips, instead of textures over textures. The splits share no source.
 

@@ -44,17 +44,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
     return out.transpose(1, 2).flatten(2)  # (B, L, Cv)
 
 
-def attention_mass(query: Tensor, key: Tensor, heads: int, frames: int, weight: Tensor) -> Tensor:
+def attention_mass(query: Tensor, key: Tensor, heads: int, filled: Tensor, weight: Tensor) -> Tensor:
     """Attention that each stored frame receives, weighted over queries: (frames,), sums to 1 where weight does.
 
     Args:
-        query: (1, L, C); key: (1, frames * L', C); weight: (L,) weights of the queries, e.g. predicted foreground.
+        query: (1, L, C); key: (1, frames * L', C); filled: (frames,) bool, False where no frame is stored.
+        weight: (L,) weights of the queries, e.g. predicted foreground.
     """
-    query, key = _split(query, heads), _split(key, heads)
+    query, key, frames = _split(query, heads), _split(key, heads), len(filled)
+    readable = filled.repeat_interleave(key.shape[-2] // frames, output_size=key.shape[-2])  # (M,)
     mass = query.new_zeros(frames)
     at_once = _rows(query, key)
     for rows, part in zip(query.split(at_once, dim=-2), weight.split(at_once), strict=True):
-        scores = (rows @ key.transpose(-1, -2) / math.sqrt(rows.shape[-1])).softmax(-1)  # (1, heads, rows, M)
+        scores = rows @ key.transpose(-1, -2) / math.sqrt(rows.shape[-1])  # (1, heads, rows, M)
+        scores = scores.masked_fill(~readable, -math.inf).softmax(-1)
         mass = mass + torch.einsum("bhlft,l->f", scores.unflatten(-1, (frames, -1)), part) / heads
     return mass
 

@@ -167,11 +167,15 @@ def test_attention_received_sums_to_one_and_finds_the_alike_frame():
     torch.manual_seed(0)
     stream = Stream("most_used", 3)
     looks = [torch.randn(1, 4, 8) for _ in range(4)]
-    for index, look in enumerate(looks[1:3], start=1):
-        stream.offer(5 * index, fused=[(look, look)] * 2)
-    mass = stream.policy.attention_received(stream.bank, Candidate(15, 4 * looks[2], 1))
+    newcomer = Candidate(15, 4 * looks[2], 1)
+    stream.offer(5, fused=[(looks[1], looks[1])] * 2)
+    without = stream.policy.attention_received(stream.bank, newcomer)
+    stream.offer(10, fused=[(looks[2], looks[2])] * 2)
+    mass = stream.policy.attention_received(stream.bank, newcomer)
     assert mass.shape == (5,) and math.isclose(mass.sum().item(), 1, rel_tol=1e-5)
     assert mass.argmax() == 2 and mass[3:].abs().max() == 0
+    stream.bank.filled[2] = False  # as where a rule has declined: nothing there to receive any
+    assert torch.allclose(stream.policy.attention_received(stream.bank, newcomer), without)
 
 
 # By content.

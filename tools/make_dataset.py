@@ -22,8 +22,8 @@ def main() -> None:
     parser.add_argument("--videos", metavar="N | TRAIN,VAL,TEST", help="number of videos of val, or of each split")
     parser.add_argument("--frames", type=int, help="frames of each video of val and test (train: at most so many)")
     parser.add_argument("--size", metavar="HxW", help="pixels, such as 128x224")
-    parser.add_argument("--difficulty", help=f"one of: {', '.join(DIFFICULTIES)} (turning: hard, and objects turn their "
-                                              "other side; default: the preset's)")
+    parser.add_argument("--difficulty", help=f"one of: {', '.join(DIFFICULTIES)} (turning: hard, and objects "
+                                              "turn their other side; default: the preset's)")
     parser.add_argument("--cutouts", metavar="FOLDER", action="append", default=[],
                         help="JPEGImages and Annotations of photographs or clips to cut objects out of; repeatable")
     parser.add_argument("--long-cuts", metavar="FOLDER", action="append", default=[],

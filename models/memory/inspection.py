@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from models.attention import attention_mass
 from models.blocks import Tokens
-from models.memory.policies import Evidence
+from models.memory.policies import Candidate, Evidence
 from models.memory.state import State
 
 if TYPE_CHECKING:
@@ -79,12 +78,7 @@ class Watch:
         """Attention of the frame to what is stored, where it is about to be offered; call before memorise()."""
         if not state.offers_next:
             return None
-        filled = self.before >= 0
-        key = tokens[0][0]
-        keys = state.long.tensors[0][0][:, filled].flatten(1, 2).to(key.dtype)  # (1, stored * L, C)
-        weight = torch.full_like(key[0, :, 0], 1 / key.shape[1])
-        received = attention_mass(key, keys, self.network.heads, keys.shape[1] // key.shape[1], weight)
-        return torch.zeros_like(self.before, dtype=torch.float32).masked_scatter(filled, received.float())
+        return state.policy.attention_received(state.long, Candidate(state.frame + 1, tokens[0][0], self.network.heads))
 
     def note(self, state: State, mass: Tensor | None = None, evidence: Evidence | None = None,
              tokens: list[Tokens] | None = None) -> Note:

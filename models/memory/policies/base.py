@@ -94,8 +94,7 @@ class Policy:
 
     @staticmethod
     def attention_received(bank: Bank, candidate: Candidate, weight: Tensor | None = None) -> Tensor:
-        """Share of the first block's attention that each slot receives from the candidate; for rules that never
-        decline (a slot that is within reach and empty would receive some).
+        """Share of the first block's attention that each slot receives from the candidate.
 
         Args:
             weight: (L,) weight of each token of the candidate, >= 0; None: all alike.
@@ -106,7 +105,8 @@ class Policy:
         keys = bank.tensors[0][0][:, :frames].flatten(1, 2)  # (1, frames * L, C)
         weight = torch.ones_like(candidate.key[0, :, 0]) if weight is None else weight + 1e-6  # never 0 everywhere
         weight = (weight / weight.sum()).to(candidate.key.dtype)
-        mass = attention_mass(candidate.key, keys.to(candidate.key.dtype), candidate.heads, frames, weight).float()
+        mass = attention_mass(candidate.key, keys.to(candidate.key.dtype), candidate.heads, bank.filled[:frames],
+                              weight).float()
         return F.pad(mass, (0, len(bank.filled) - frames))
 
     @staticmethod
