@@ -22,6 +22,7 @@ from common.files import write_json
 from configs import Config
 from datasets.headers import cut_short, read_header
 from inference.sources import Source
+from models.precision import autocast_type
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ def summarise(outputs: Outputs, own: dict[str, Any], config: Config, device: tor
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
                      "opencv": cv2.__version__},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "arithmetic": str(autocast_type(config.inference.amp, device) or torch.float32).removeprefix("torch."),
         "frames": sum(record["frames"] for record in records),
         "model_frames_per_second": _rate(sum(record["frames"] for record in records),
                                          sum(record["model_seconds"] for record in records)),

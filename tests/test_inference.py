@@ -16,7 +16,7 @@ from configs import load_config, model_config_path
 from datasets.readers import read_labels, write_labels
 from datasets.records import open_videos
 from inference import Predictor
-from inference.results import Outputs, claim, finished, identity, summarise
+from inference.results import Cost, Outputs, claim, finished, identity, summarise
 from inference.runner import expected_bytes, run_videos
 from inference.sources import DatasetSource, OwnSource, decode_ahead, read_in_order
 from inference.writer import Writer
@@ -153,6 +153,10 @@ def test_a_processor_without_half_precision_computes_in_float32(predictor, data,
         assert np.array_equal(labels, masks_of(tmp_path / "two")[name]), name
     on_cpu, on_cuda = (expected_bytes(config, SIZE, 10, torch.device(name)) for name in ("cpu", "cuda"))
     assert on_cpu == 2 * on_cuda
+    own = {"weights": "0" * 64}
+    for name, arithmetic in (("cpu", "float32"), ("meta", "bfloat16")):
+        summary = summarise(Outputs(tmp_path / "two"), own, config, torch.device(name), [Cost(1, 1.0, 1)])
+        assert summary["arithmetic"] == arithmetic
 
 
 def test_streams_change_nothing(predictor, data, tmp_path):
