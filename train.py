@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import signal
 import sys
 from pathlib import Path
@@ -20,13 +21,15 @@ from configs import Config, load_config
 from training.loop import train
 from training.run_folder import parts, reopened, settle
 
+PATIENCE = datetime.timedelta(hours=2)  # the other ranks wait while the first one scores a validation
+
 
 def main() -> None:
     arguments = parse()
     keep_large_blocks()
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))  # the loop ends its step first
-    with joined_ranks(arguments.device) as ranks:
+    with joined_ranks(arguments.device, patience=PATIENCE) as ranks:
         configs = chain(Path(arguments.config), arguments.settings)
         folder = Path(arguments.output or f"runs/{configs[-1].name}")
         if ranks.first:

@@ -93,7 +93,10 @@ def _coco(root: Path) -> list[Picture]:
     if not files:
         raise UserError(f"{root}: no pictures with masks (looked for JPEGImages with SegmentationObject or "
                         "Annotations, and for COCO's *.json); check data.sources")
-    places = {path.name: path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES}
+    places: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() in _SUFFIXES:
+            places.setdefault(path.name, []).append(path)
     found: list[Picture] = []
     for file in files:
         try:
@@ -104,9 +107,20 @@ def _coco(root: Path) -> list[Picture]:
                 shapes.setdefault(one["image_id"], []).append((one.get("area", 0), one["segmentation"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: not a COCO instance file ({error!r}); remove it or mend it") from error
-        found += [(places[Path(names[image]).name], _drawer(instances))
-                  for image, instances in sorted(shapes.items()) if Path(names[image]).name in places]
+        for image, instances in sorted(shapes.items()):
+            if (path := _place(names[image], places, file)) is not None:
+                found.append((path, _drawer(instances)))
     return found
+
+
+def _place(name: str, places: dict[str, list[Path]], file: Path) -> Path | None:
+    """Where a json's picture is, by its path or, where only one has it, by its name; None: it is not there."""
+    known = places.get(Path(name).name, [])
+    exact = [path for path in known if path.as_posix().endswith("/" + name.lstrip("./"))]
+    if len(known) > 1 and len(exact) != 1:
+        raise UserError(f"{file}: several pictures are called {name} ({known[0]}, {known[1]}); write their paths from "
+                        "the root into file_name")
+    return (exact or known or [None])[0]
 
 
 def _drawer(instances: list) -> Callable[[tuple[int, int]], np.ndarray]:

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import UserError
 from configs.schema import SourceConfig
-from datasets.clips import VideoClips, _absences, _reflected
+from datasets.clips import VideoClips, _absences, _read_frame, _reflected
 from datasets.mixture import Mixture, batches
 from datasets.readers import write_labels
 from datasets.static import StaticClips, _decompressed, _run_lengths, find_pictures
@@ -164,6 +164,30 @@ def test_coco_polygons_and_run_lengths(photos, tmp_path):
     (path, labels_of), = find_pictures(tmp_path)
     labels = labels_of((20, 30))
     assert path.name == "a.jpg" and (labels[mask] == 2).all() and labels[5, 5] == 1 and labels[15, 15] == 0
+
+
+def test_coco_pictures_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    def coco(*names: str):
+        (tmp_path / "instances.json").write_text(json.dumps({
+            "images": [{"id": number, "file_name": name} for number, name in enumerate(names)],
+            "annotations": [{"image_id": number, "segmentation": [[1, 1, 9, 1, 9, 9]]}
+                            for number, _ in enumerate(names)]}))
+        return [str(path.relative_to(tmp_path)) for path, _ in find_pictures(tmp_path)]
+
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "1.jpg"), np.zeros((20, 30, 3), np.uint8))
+    assert coco("a/1.jpg", "b/1.jpg", "c/2.jpg") == ["a/1.jpg", "b/1.jpg"]
+    with pytest.raises(UserError, match=r"several pictures are called 1\.jpg"):
+        coco("1.jpg")
+
+
+@pytest.mark.parametrize(("suffix", "reduced"), [(".png", 1), (".jpg", 4)])
+def test_frames_of_any_size_are_read_at_any_scale(suffix, reduced, tmp_path):
+    path = tmp_path / f"frame{suffix}"
+    cv2.imwrite(str(path), np.zeros((113, 246, 3), np.uint8))
+    frame, by = _read_frame(path, (113, 246), 0.2)
+    assert by == reduced and frame.shape[:2] == (-(-113 // by), -(-246 // by))
 
 
 def test_compressed_run_lengths():

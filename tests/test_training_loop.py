@@ -215,6 +215,29 @@ def test_an_infinite_loss_stops_and_keeps_the_batch(data, tmp_path):
     assert kept["frames"].shape[:2] == (3, 2) and kept["objects"]
 
 
+def test_an_infinite_gradient_stops_before_it_reaches_the_weights(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
+    with pytest.raises(TrainingDiverged, match="gradient of step 0"):
+        quick_run(tmp_path / "run", tiny(data))
+    assert list((tmp_path / "run").glob("diverged_step_*")) and not checkpoints(tmp_path / "run" / "checkpoints")
+
+
+def test_a_validation_that_fails_costs_no_weights(data, tmp_path, monkeypatch):
+    def fail(*_):
+        raise UserError("a mask is gone")
+
+    monkeypatch.setattr("training.loop.validate", fail)
+    with pytest.raises(UserError, match="a mask is gone"):
+        quick_run(tmp_path / "run", tiny(data))
+    assert (tmp_path / "run" / "weights.safetensors").is_file()
+
+
+def test_a_missing_validation_set_is_found_before_the_first_step(data, tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        quick_run(tmp_path / "run", tiny(data, f"train.validate_root={tmp_path}/nowhere"))
+    assert not checkpoints(tmp_path / "run" / "checkpoints")
+
+
 def test_a_stop_request_writes_a_checkpoint(data, tmp_path):
     asked = iter([False, True])
     with pytest.raises(Terminated, match=r"after step 2.*--resume"):

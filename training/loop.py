@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from common.command import Terminated
-from common.errors import TrainingDiverged, UserError
+from common.errors import TrainingDiverged, UserError, UserErrors
 from common.progress import Progress
 from common.ranks import Ranks
 from configs import Config, dump_config
+from datasets.check import check_videos
 from datasets.mixture import Mixture, batches
+from datasets.records import open_videos
 from models import build_network, load_state, load_weights, save_weights
 from models.noise import SampleNoise
 from models.precision import autocast_notice, autocast_type
@@ -26,7 +28,7 @@ from training.checkpoints import load_newest, save_checkpoint
 from training.clip_model import ClipModel
 from training.optimiser import Average, build_optimiser, set_learning_rate
 from training.run_folder import Journal, save_batch
-from training.validation import validate
+from training.validation import validate, validation_root
 
 MEASURED = ("loss", "gradient", "seconds", "data_seconds")  # of each step; their means are written
 
@@ -94,6 +96,10 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
                 "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict(), "recent": recent,
             }, settings.keep_checkpoints)
 
+    def hand_on() -> None:
+        if ranks.first:
+            save_weights(run / "weights.safetensors", averaged(network, average, settings.ema), config)
+
     scores = None
     loader = batches(mixture, step, last, ranks.rank, ranks.count)
     with Progress(last, config.name, "step", step) if ranks.first else nullcontext() as progress:
@@ -122,6 +128,11 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
                                        "before: lower train.lr, or set train.amp=none")
             scaler.unscale_(optimiser)
             norm = torch.nn.utils.clip_grad_norm_(clip_model.parameters(), settings.clip_gradient)
+            if not scaler.is_enabled() and not torch.isfinite(norm):  # the scaler leaves out such steps itself
+                path = save_batch(run, step, ranks.rank, batch)
+                raise TrainingDiverged(f"{run}: the gradient of step {step} is not finite; its batch is kept in "
+                                       f"{path}, and the last checkpoint is from before: lower train.lr, or "
+                                       "set train.amp=none")
             scaler.step(optimiser)
             scaler.update()
             optimiser.zero_grad(set_to_none=True)
@@ -141,6 +152,8 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
                 save()  # before validation, too, which takes its time and is not stopped
             if stop:
                 raise Terminated(f"terminated after step {step}, which {run / 'checkpoints'} holds; --resume goes on")
+            if step == settings.steps:
+                hand_on()  # before validation: whatever happens there, the run has its weights
             if validates:
                 found = validate(config, averaged(network, average, settings.ema), run / "val" / f"{step:07d}", ranks)
                 if journal and found:
@@ -152,8 +165,8 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
 
     if journal:
         journal.close()
-        if step == settings.steps:
-            save_weights(run / "weights.safetensors", averaged(network, average, settings.ema), config)
+    if step == settings.steps and not (run / "weights.safetensors").is_file():
+        hand_on()
     ranks.wait()
     return scores
 
@@ -176,3 +189,6 @@ def check(config: Config) -> None:
         sizes = train.crop // 16 * 16 + extra
         raise UserError(f"train.crop: {train.crop} is not 16 k{' + 1' if extra else ''}, which this model needs; "
                         f"choose {sizes}")
+    root = validation_root(config)
+    if root and (problems := check_videos(open_videos(root, train.validate_split, objects=config.data.objects))):
+        raise UserErrors(problems)
