@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from training.checkpoints import checkpoints, load_newest, save_checkpoint
 from training.clip_model import ClipModel
 from training.optimiser import Average
 from training.run_folder import Journal
+from training.validation import _scores
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +231,24 @@ def test_a_validation_that_fails_costs_no_weights(data, tmp_path, monkeypatch):
     monkeypatch.setattr("training.loop.validate", fail)
     with pytest.raises(UserError, match="a mask is gone"):
         quick_run(tmp_path / "run", tiny(data))
+    assert (tmp_path / "run" / "weights.safetensors").is_file()
+
+
+def test_an_object_without_a_scored_frame_leaves_the_validation_its_number(tmp_path, monkeypatch):
+    none = float("nan")
+    objects = [{"J-Mean": 0.5, "F-Mean": 0.7}, {"J-Mean": none, "F-Mean": none}]
+    monkeypatch.setattr("evaluation.evaluator.evaluate",
+                        lambda *_, **__: SimpleNamespace(scores={"objects": objects}, jf=none))
+    monkeypatch.setattr("evaluation.outputs.write", lambda *_: None)
+    assert _scores(tmp_path, tmp_path, "val", "lvos") == {"J&F": 60, "J": 50, "F": 70}
+
+
+def test_a_resumed_run_needs_its_start_weights_no_more(whole, data, tmp_path):
+    start = tmp_path / "start.safetensors"
+    start.write_bytes((whole / "weights.safetensors").read_bytes())
+    quick_run(tmp_path / "run", tiny(data, f"train.weights={start}", "train.validate_split=none", "train.stop_at=2"))
+    start.unlink()
+    quick_run(tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "weights.safetensors").is_file()
 
 

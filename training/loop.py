@@ -58,8 +58,11 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
     for note in (note for source in mixture.sources for note in source.notes):
         say(f"note: {note}")
 
+    checkpoint, problems = load_newest(run / "checkpoints")
+    for problem in problems:
+        say(problem)
     network = build_network(config)
-    if settings.weights is not None:
+    if settings.weights is not None and checkpoint is None:
         load_state(network, load_weights(settings.weights)[1], settings.weights)
     if network.notice:
         say(network.notice)
@@ -76,9 +79,6 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
 
     step, recent = 0, []  # steps done; MEASURED of each since the last line of metrics
-    checkpoint, problems = load_newest(run / "checkpoints")
-    for problem in problems:
-        say(problem)
     if checkpoint is not None:
         network.load_state_dict(checkpoint["model"])
         average.load(checkpoint["ema"])

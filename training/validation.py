@@ -65,6 +65,7 @@ def _scores(root: Path, folder: Path, split: str, protocol: str) -> dict[str, fl
                           unseen=unseen if protocol != "davis2017" and unseen.is_file() else None)
     write(evaluation, folder / "scores")
     objects: list[dict[str, Any]] = evaluation.scores["objects"]
-    means = {name: sum(one[f"{name}-Mean"] for one in objects) / max(len(objects), 1) for name in ("J", "F")}
+    scored = [one for one in objects if not math.isnan(one["J-Mean"])]  # one seen in no scored frame has no score
+    means = {name: sum(one[f"{name}-Mean"] for one in scored) / max(len(scored), 1) for name in ("J", "F")}
     balanced = (means["J"] + means["F"]) / 2 if math.isnan(evaluation.jf) else evaluation.jf
     return {name: round(100 * value, 2) for name, value in {"J&F": balanced, **means}.items()}
