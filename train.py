@@ -21,7 +21,7 @@ from configs import Config, load_config
 from training.loop import train
 from training.run_folder import parts, reopened, settle
 
-PATIENCE = datetime.timedelta(hours=2)  # the other ranks wait while the first one scores a validation
+VALIDATION = datetime.timedelta(hours=2)  # how long the other ranks wait while the first one scores
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     keep_large_blocks()
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))  # the loop ends its step first
-    with joined_ranks(arguments.device, patience=PATIENCE) as ranks:
+    with joined_ranks(arguments.device, patience=VALIDATION) as ranks:
         configs = chain(Path(arguments.config), arguments.settings)
         folder = Path(arguments.output or f"runs/{configs[-1].name}")
         if ranks.first:

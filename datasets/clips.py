@@ -138,10 +138,12 @@ def _labels(video: Video, stem: str) -> np.ndarray:
 
 
 def _read_frame(path: Path, shape: tuple[int, int], scale: float) -> tuple[np.ndarray, int]:
-    """An RGB frame, and by how much it was reduced: a JPEG needs not be decoded at full size to be shrunk."""
-    reduced = 4 if scale <= 0.25 else 2 if scale <= 0.5 else 1
-    if path.suffix.lower() not in (".jpg", ".jpeg"):
-        reduced = 1
+    """An RGB frame, and by how much it was reduced: a JPEG needs not be decoded at full size to be shrunk.
+
+    Other formats save nothing by it, and OpenCV rounds their sizes otherwise.
+    """
+    jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    reduced = 4 if jpeg and scale <= 0.25 else 2 if jpeg and scale <= 0.5 else 1
     if reduced > 1:
         frame = cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_4 if reduced == 4 else cv2.IMREAD_REDUCED_COLOR_2)
         frame = None if frame is None else cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)

@@ -115,8 +115,9 @@ def _coco(root: Path) -> list[Picture]:
 
 def _place(name: str, places: dict[str, list[Path]], file: Path) -> Path | None:
     """Where a json's picture is, by its path or, where only one has it, by its name; None: it is not there."""
-    known = places.get(Path(name).name, [])
-    exact = [path for path in known if path.as_posix().endswith("/" + name.lstrip("./"))]
+    parts = Path(name).parts
+    known = places.get(parts[-1], [])
+    exact = [path for path in known if path.parts[-len(parts):] == parts]
     if len(known) > 1 and len(exact) != 1:
         raise UserError(f"{file}: several pictures are called {name} ({known[0]}, {known[1]}); write their paths from "
                         "the root into file_name")

@@ -177,7 +177,7 @@ def test_coco_pictures_of_one_name_are_told_apart_by_their_folders(tmp_path):
     for folder in "ab":
         (tmp_path / folder).mkdir()
         cv2.imwrite(str(tmp_path / folder / "1.jpg"), np.zeros((20, 30, 3), np.uint8))
-    assert coco("a/1.jpg", "b/1.jpg", "c/2.jpg") == ["a/1.jpg", "b/1.jpg"]
+    assert coco("./a/1.jpg", "b/1.jpg", "c/2.jpg") == ["a/1.jpg", "b/1.jpg"]
     with pytest.raises(UserError, match=r"several pictures are called 1\.jpg"):
         coco("1.jpg")
 
