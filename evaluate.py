@@ -9,6 +9,7 @@ from pathlib import Path
 from common.command import run
 
 PROTOCOLS = ("lvos", "v1-2022", "davis2017")
+FORMATS = ("davis", "lvos", "youtube", "plain")
 TASKS = ("semi-supervised", "unsupervised_multiple", "unsupervised_single")
 
 
@@ -17,6 +18,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--data", required=True, help="data root; only Annotations and the meta are read, no images")
     parser.add_argument("--split", default="val", help="name of the split (default: val)")
+    parser.add_argument("--format", choices=FORMATS, help="the data's layout, instead of the first that fits")
     parser.add_argument("--pred", required=True, help="folder of masks <video>/<frame>.png, or an OUT of infer.py")
     parser.add_argument("--output", required=True, help="folder for scores.json, the CSV tables and report.html")
     parser.add_argument("--task", choices=TASKS, default=TASKS[0])
@@ -43,7 +45,8 @@ def main() -> None:
     masks = Path(chosen.pred, "masks")  # an OUT of infer.py may well hold its scores beside its masks
     refuse_output_in_inputs(chosen.output, [chosen.data, masks if masks.is_dir() else chosen.pred])
     evaluation = evaluate(chosen.data, chosen.pred, chosen.split, protocol=chosen.protocol, task=chosen.task,
-                          unseen=chosen.unseen, workers=chosen.workers, strict=chosen.strict, progress=True)
+                          unseen=chosen.unseen, format=chosen.format, workers=chosen.workers, strict=chosen.strict,
+                          progress=True)
     written = write(evaluation, chosen.output)
     if not chosen.no_report:
         from evaluation.report import write_report

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common.allocator import keep_large_blocks
 from common.command import run
+from common.errors import UserError
 from common.ranks import joined_ranks
 from configs import Config, load_config
 from training.loop import train
@@ -43,18 +44,26 @@ def main() -> None:
         for part in parts(folder):
             if (part / "weights.safetensors").is_file() and part != folder:
                 continue
-            train(reopened(part, arguments.settings), part, ranks, stopped=lambda: bool(asked), say=say)
+            config = reopened(part, arguments.resume, arguments.settings if part == folder else [])
+            train(config, part, ranks, stopped=lambda: bool(asked), say=say)
             if ranks.first:
                 print(f"wrote {part}")
             if not (part / "weights.safetensors").is_file():
                 break  # stopped early by train.stop_at
 
 
-def chain(file: Path, settings: list[str]) -> list[Config]:
-    """The configuration in ``file``, after those that ``train.after`` asks for first; the settings hold for all."""
+def chain(file: Path, settings: list[str], later: tuple[Path, ...] = ()) -> list[Config]:
+    """The configuration in ``file``, after those that ``train.after`` asks for first.
+
+    The settings hold for all of them, but for ``train.after`` and ``train.stop_at``, which mean the last alone.
+    """
+    if file.resolve() in later:
+        raise UserError(f"{file}: train.after leads from this recipe back to it; name a stage that comes before")
     config = load_config(file, settings)
-    earlier = chain(file.parent / config.train.after, settings) if config.train.after else []
-    return [*earlier, config]
+    if config.train.after is None:
+        return [config]
+    common = [text for text in settings if text.partition("=")[0] not in ("train.after", "train.stop_at")]
+    return [*chain(file.parent / config.train.after, common, (*later, file.resolve())), config]
 
 
 def parse() -> argparse.Namespace:

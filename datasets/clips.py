@@ -30,6 +30,9 @@ class VideoClips:
             raise UserErrors(problems)
         self.notes = [*problems.notes, *problems.warnings]  # for people
         self.videos = [(video, stems) for video in found.videos if len(stems := _labelled(video)) >= 2]
+        if left := len(found.videos) - len(self.videos):
+            self.notes.append(f"{source.root}: {left} videos of split '{source.split}' have fewer than two frames with "
+                              "masks; they are not used")
         if not self.videos:
             raise UserError(f"{source.root}: no video of split '{source.split}' has two frames with masks; "
                             "training needs masks on many frames")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from PIL import ExifTags, Image
 
 from common.errors import UserError
 
@@ -14,7 +16,7 @@ _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG SOF m
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of an image file say."""
+    """What the first bytes of an image file say. A JPEG that its EXIF turns by a quarter has the size that it shows."""
 
     kind: str  # PNG or JPEG
     width: int
@@ -33,6 +35,8 @@ def read_header(path: str | Path) -> Header:
                 header = _jpeg(head)
                 if header is None:  # a long preamble (EXIF, a colour profile)
                     header = _jpeg(head + stream.read())
+                if header is not None and b"Exif\0\0" in head and _turned(path):
+                    header = replace(header, width=header.height, height=header.width)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); add or restore it") from error
     if header is None:
@@ -68,6 +72,15 @@ def _jpeg(data: bytes) -> Header | None:
             return Header("JPEG", width, height, "colour")
         place += 2 + struct.unpack(">H", data[place + 2 : place + 4])[0]
     return None
+
+
+def _turned(path: Path) -> bool:
+    """Whether a JPEG's EXIF turns the picture by a quarter, as OpenCV does when it reads it."""
+    with Image.open(path) as image:
+        try:
+            return image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        except SyntaxError:  # an EXIF that nobody can read turns nothing
+            return False
 
 
 def cut_short(path: str | Path) -> bool:

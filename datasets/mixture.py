@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UserError
-from configs.schema import Config, SourceConfig
+from configs.schema import Config, SourceConfig, TrainConfig
 from datasets.augment import MOST_OBJECTS, merged, numbered
 from datasets.clips import VideoClips
 from datasets.static import StaticClips
@@ -57,7 +57,11 @@ class Batch:
 
 
 class Mixture(Dataset):
-    """Samples by their number in the whole training; an epoch shows every video ``repeat`` times, in random order."""
+    """Samples by their number in the whole training.
+
+    An epoch shows every video or picture of a source ``repeat`` times, in random order; where that is no whole number
+    the epochs show its parts in turn.
+    """
 
     def __init__(self, config: Config):
         self.config, self.seed = config, config.seed
@@ -65,10 +69,9 @@ class Mixture(Dataset):
                    for source in config.data.sources] or [own_source(config)]
         self.sources = [(VideoClips if source.kind == "video" else StaticClips)(source, config.train)
                         for source in sources]
-        self.entries = np.array([
-            (number, place % len(clips)) for number, (source, clips) in
-            enumerate(zip(sources, self.sources, strict=True))
-            for place in range(max(1, round(source.repeat * len(clips))))])  # (N, 2)
+        self.shown = [max(1, round(source.repeat * len(clips)))
+                      for source, clips in zip(sources, self.sources, strict=True)]  # of each source, in an epoch
+        self.entries = np.array([(source, place) for source, count in enumerate(self.shown) for place in range(count)])
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, number: int) -> Sample | UserError:
@@ -88,7 +91,7 @@ class Mixture(Dataset):
         for _ in range(_TRIES):
             if objects and rng.random() >= chance:
                 break
-            source, place = self.entries[rng.integers(len(self.entries))]
+            source, place = self._shown(number // len(self.entries), rng.integers(len(self.entries)))
             names.append(self.sources[source].name(place))
             above, _ = self.sources[source].clip(place, rng)
             clip, objects = numbered(merged(clip, above), rng)
@@ -108,12 +111,17 @@ class Mixture(Dataset):
             slots[:shuffled] = rng.permutation(shuffled)
         return slots
 
-    def _entry(self, number: int) -> np.ndarray:
+    def _entry(self, number: int) -> tuple[int, int]:
+        """The source of sample ``number``, and its place there."""
         epoch, place = divmod(number, len(self.entries))
         if self._epoch is None or self._epoch[0] != epoch:
             order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.entries))
             self._epoch = epoch, order
-        return self.entries[self._epoch[1][place]]
+        return self._shown(epoch, self._epoch[1][place])
+
+    def _shown(self, epoch: int, entry: int) -> tuple[int, int]:
+        source, place = self.entries[entry].tolist()
+        return source, (epoch * self.shown[source] + place) % len(self.sources[source])
 
 
 def own_source(config: Config) -> SourceConfig:
@@ -123,6 +131,15 @@ def own_source(config: Config) -> SourceConfig:
     return SourceConfig(root=config.data.root, split=config.data.split, format=config.data.format)
 
 
+def clips_at_once(train: TrainConfig, ranks: int) -> int:
+    """Clips in a micro-batch of one rank; UserError where the batch does not divide."""
+    parts = ranks * train.accumulate
+    if train.batch % parts:
+        raise UserError(f"train.batch: {train.batch} clips do not divide into {ranks} ranks x {train.accumulate} "
+                        "micro-batches; choose a multiple")
+    return train.batch // parts
+
+
 def batches(mixture: Mixture, first: int, last: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
     """The micro-batches of this rank for steps ``first`` to ``last`` - 1, ``train.accumulate`` a step.
 
@@ -130,11 +147,7 @@ def batches(mixture: Mixture, first: int, last: int, rank: int = 0, ranks: int =
         UserError: what a sample's files say, or a batch that does not divide.
     """
     train, workers = mixture.config.train, mixture.config.data.workers
-    parts = ranks * train.accumulate
-    if train.batch % parts:
-        raise UserError(f"train.batch: {train.batch} clips do not divide into {ranks} ranks x {train.accumulate} "
-                        "micro-batches; choose a multiple")
-    share = train.batch // parts
+    share = clips_at_once(train, ranks)
     numbers = [list(range(start, start + share))
                for step in range(first, last) for part in range(train.accumulate)
                for start in [step * train.batch + (rank * train.accumulate + part) * share]]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,7 +26,7 @@ class StaticClips:
     def __init__(self, source: SourceConfig, train: TrainConfig):
         self.train = train
         self.notes: list[str] = []
-        self.pictures = find_pictures(Path(source.root), source.format)
+        self.pictures = find_pictures(Path(source.root), source.format, self.notes)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -42,6 +43,8 @@ class StaticClips:
         if labels.shape != image.shape[:2]:
             raise UserError(f"{path}: the picture is {image.shape[1]}x{image.shape[0]}, its mask "
                             f"{labels.shape[1]}x{labels.shape[0]}; make them equal")
+        if set(np.flatnonzero(np.bincount(labels.ravel()))) == {0, 255}:
+            labels = labels // 255  # a saliency set's mask: white is the object, nothing is void
         table = np.arange(256, dtype=np.uint8)
         table[1:255] = 1 + rng.permutation(254)
         clip = Clip([image], [table[labels]])
@@ -55,21 +58,24 @@ class StaticClips:
         return numbered(Clip(frames, [labels for _, labels in pairs]), rng)
 
 
-def find_pictures(root: Path, format: str = "auto") -> list[Picture]:
-    """Pictures with instance masks under ``root``.
+def find_pictures(root: Path, format: str, notes: list[str]) -> list[Picture]:
+    """Pictures with instance masks under ``root``; ``notes`` gets a line on what is left out.
 
     Layouts, tried in this order where ``format`` is ``auto``: VOC (``JPEGImages`` with ``SegmentationObject``), a
     folder of palette PNG (``JPEGImages/x.jpg`` with ``Annotations/x.png``), COCO (a ``.json`` with ``images`` and
     ``annotations`` in ``root`` or ``root/annotations``; pictures anywhere below ``root``).
+
+    Raises:
+        UserError: no such folder, or nothing in it; a COCO file that is broken.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; data.sources must name a folder of pictures")
     if format in ("auto", "voc") and (root / "SegmentationObject").is_dir():
-        found = _beside(root / "JPEGImages", root / "SegmentationObject")
+        found = _beside(root / "JPEGImages", root / "SegmentationObject", notes)
     elif format in ("auto", "plain") and (root / "Annotations").is_dir():
-        found = _beside(root / "JPEGImages", root / "Annotations")
+        found = _beside(root / "JPEGImages", root / "Annotations", notes)
     elif format in ("auto", "coco"):
-        found = _coco(root)
+        found = _coco(root, notes)
     else:
         raise UserError(f"{root}: no {format} pictures there; expected " + (
             "JPEGImages and SegmentationObject" if format == "voc" else "JPEGImages and Annotations"))
@@ -78,16 +84,20 @@ def find_pictures(root: Path, format: str = "auto") -> list[Picture]:
     return found
 
 
-def _beside(images: Path, masks: Path) -> list[Picture]:
+def _beside(images: Path, masks: Path, notes: list[str]) -> list[Picture]:
     pictures = sorted(path for path in images.glob("*") if path.suffix.lower() in _SUFFIXES)
 
     def reader(mask: Path) -> Callable[[tuple[int, int]], np.ndarray]:
         return lambda shape: read_labels(mask)
 
-    return [(path, reader(masks / f"{path.stem}.png")) for path in pictures if (masks / f"{path.stem}.png").is_file()]
+    found = [(path, reader(mask)) for path in pictures if (mask := masks / f"{path.stem}.png").is_file()]
+    if len(found) < len(pictures):
+        notes.append(f"{images}: {len(pictures) - len(found)} of {len(pictures)} pictures have no mask of their name "
+                     f"in {masks}; they are not used")
+    return found
 
 
-def _coco(root: Path) -> list[Picture]:
+def _coco(root: Path, notes: list[str]) -> list[Picture]:
     files = sorted([*root.glob("*.json"), *root.glob("annotations/*.json")])
     files = [path for path in files if not path.name.startswith(("captions", "person_keypoints"))]
     if not files:
@@ -102,15 +112,35 @@ def _coco(root: Path) -> list[Picture]:
         try:
             content = json.loads(file.read_text())
             names = {image["id"]: image["file_name"] for image in content["images"]}
-            shapes: dict[int, list] = {}
+            instances: dict[int, list] = {image: [] for image in names}
             for one in content["annotations"]:
-                shapes.setdefault(one["image_id"], []).append((one.get("area", 0), one["segmentation"]))
-        except (ValueError, KeyError, TypeError) as error:
+                instances[one["image_id"]].append((one.get("area", 0), _shapes(one["segmentation"])))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{file}: not a COCO instance file ({error!r}); remove it or mend it") from error
-        for image, instances in sorted(shapes.items()):
-            if (path := _place(names[image], places, file)) is not None:
-                found.append((path, _drawer(instances)))
+        missing = empty = 0
+        for image, name in sorted(names.items()):
+            drawn = [(area, shapes) for area, shapes in instances[image] if shapes]
+            empty += len(instances[image]) - len(drawn)
+            path = _place(name, places, file) if drawn else None
+            if path is not None:
+                found.append((path, _drawer(drawn, file, name)))
+            elif drawn:
+                missing += 1
+        if missing:
+            notes.append(f"{file}: {missing} of its pictures are not below {root}; they are not used")
+        if empty:
+            notes.append(f"{file}: {empty} instances have no outline of three points; they are not used")
     return found
+
+
+def _shapes(segmentation: Any) -> dict[str, Any] | list[np.ndarray]:
+    """An instance as run lengths with their size, or as polygons (N, 2) of at least three points."""
+    if isinstance(segmentation, dict):
+        height, width = map(int, segmentation["size"])
+        counts = segmentation["counts"]
+        return {"size": (height, width), "counts": _decompressed(counts) if isinstance(counts, str) else counts}
+    polygons = [np.asarray(one, np.float64).reshape(-1, 2) for one in segmentation]
+    return [np.round(one).astype(np.int32) for one in polygons if len(one) > 2]
 
 
 def _place(name: str, places: dict[str, list[Path]], file: Path) -> Path | None:
@@ -124,31 +154,30 @@ def _place(name: str, places: dict[str, list[Path]], file: Path) -> Path | None:
     return (exact or known or [None])[0]
 
 
-def _drawer(instances: list) -> Callable[[tuple[int, int]], np.ndarray]:
+def _drawer(instances: list, file: Path, name: str) -> Callable[[tuple[int, int]], np.ndarray]:
     """Draw COCO's instances, large ones first so that small ones lie on top; at most 254."""
     instances = sorted(instances, key=lambda pair: -pair[0])[:254]
 
     def draw(shape: tuple[int, int]) -> np.ndarray:
         labels = np.zeros(shape, np.uint8)
         for number, (_, shapes) in enumerate(instances, 1):
-            if isinstance(shapes, dict):
+            if isinstance(shapes, list):
+                cv2.fillPoly(labels, shapes, number)
+            elif shapes["size"] == shape and sum(shapes["counts"]) == shape[0] * shape[1]:
                 labels[_run_lengths(shapes)] = number
             else:
-                polygons = [np.round(np.reshape(one, (-1, 2))).astype(np.int32) for one in shapes]
-                cv2.fillPoly(labels, polygons, number)
+                raise UserError(f"{file}: the run lengths of an instance of {name} do not fill the picture's "
+                                f"{shape[1]}x{shape[0]} pixels; mend them or remove the instance")
         return labels
 
     return draw
 
 
-def _run_lengths(mask: dict) -> np.ndarray:
-    """COCO's run lengths (plain list, or its compressed text) as a boolean (H, W) mask; columns first."""
-    counts = mask["counts"]
-    if isinstance(counts, str):
-        counts = _decompressed(counts)
-    values = np.arange(len(counts)) % 2 == 1
+def _run_lengths(mask: dict[str, Any]) -> np.ndarray:
+    """COCO's run lengths as a boolean (H, W) mask; columns first."""
     height, width = mask["size"]
-    return np.repeat(values, counts).reshape(width, height).T
+    values = np.arange(len(mask["counts"])) % 2 == 1
+    return np.repeat(values, mask["counts"]).reshape(width, height).T
 
 
 def _decompressed(text: str) -> list[int]:

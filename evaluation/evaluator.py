@@ -52,6 +52,7 @@ def evaluate(
     protocol: str = "lvos",
     task: str = "semi-supervised",
     unseen: str | Path | None = None,
+    format: str | None = None,
     videos: Sequence[str] | None = None,
     workers: int = 1,
     strict: bool = False,
@@ -66,6 +67,7 @@ def evaluate(
         protocol: ``lvos`` (V2's tool), ``v1-2022`` or ``davis2017``.
         task: ``semi-supervised``, ``unsupervised_multiple`` or ``unsupervised_single``.
         unseen: file with the names of the unseen videos, instead of the protocol's own list.
+        format: the data set's layout, one of ``datasets.records.FORMATS``; None searches.
         videos: score these videos only; the numbers are then those of a part of the set.
         workers: processes; no number depends on it. More than 1 needs a main module that may be imported again.
         strict: audit findings are an error.
@@ -78,7 +80,7 @@ def evaluate(
             once; then nothing was scored.
         UserError: names, folders or lists that do not exist.
     """
-    found = open_videos(data, split, videos=videos, need_images=False)
+    found = open_videos(data, split, format=format, videos=videos, need_images=False)
     folder = prediction_folder(pred, found)
     plan = make_plan(found, folder, protocol, task, unseen)
     frames = sum(len(video.stems) for video in plan.videos)

@@ -7,6 +7,7 @@ convolutions, see :func:`fold_frozen_norms`.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from common.errors import UserError, nearest
+from models.blocks import DropPath
 from models.depthwise import with_quick_gradients
 
 
@@ -73,7 +75,14 @@ class ResNet(nn.Module):
 
 
 class PaddedSwinBlock(SwinTransformerBlock):
-    """timm's Swin block with the official order: pad to whole windows first, then shift on the padded size."""
+    """timm's Swin block with the official order: pad to whole windows first, then shift on the padded size.
+
+    ``drop_path``: the rate of its two branches, drawn sample by sample as in the rest of the network.
+    """
+
+    def __init__(self, *options: Any, drop_path: float, **more: Any):
+        super().__init__(*options, **more)
+        self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same."""

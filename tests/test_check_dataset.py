@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from datasets.check import check_videos
-from datasets.headers import cut_short, read_header
-from datasets.readers import write_labels
+from datasets.headers import cut_short, image_size, read_header
+from datasets.readers import read_image, write_labels
 from datasets.records import open_videos
 
 SIZE = (20, 32)
@@ -155,6 +155,19 @@ def test_headers_are_read_through_long_preambles_and_trailing_bytes(tmp_path):
     image.convert("RGBA").save(tmp_path / "a.png")
     assert read_header(tmp_path / "a.png").mode == "RGBA"
     assert struct.unpack(">II", (tmp_path / "a.png").read_bytes()[16:24]) == (33, 21)
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(3, (33, 21)), (6, (21, 33)), (8, (21, 33))])
+def test_a_turned_photograph_has_the_size_that_it_is_read_with(tmp_path, orientation, size):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (33, 21)).save(tmp_path / "a.jpg", exif=exif)
+    assert image_size(tmp_path / "a.jpg") == size == read_image(tmp_path / "a.jpg").shape[1::-1]
+
+
+def test_an_exif_that_nobody_can_read_turns_nothing(tmp_path):
+    Image.new("RGB", (33, 21)).save(tmp_path / "a.jpg", exif=b"Exif\0\0no TIFF at all")
+    assert image_size(tmp_path / "a.jpg") == (33, 21) == read_image(tmp_path / "a.jpg").shape[1::-1]
 
 
 def run_tool(*arguments: object) -> subprocess.CompletedProcess:

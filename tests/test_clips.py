@@ -1,6 +1,7 @@
 """Clips: samples depend on (seed, step, sample) alone; videos, photographs in three layouts, mixtures, mistakes."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ from common.errors import UserError
 from configs.schema import SourceConfig
 from datasets.clips import VideoClips, _absences, _read_frame, _reflected
 from datasets.mixture import Mixture, batches
-from datasets.readers import write_labels
+from datasets.readers import read_labels, write_labels
 from datasets.static import StaticClips, _decompressed, _run_lengths, find_pictures
 from tests.training_helper import small_data, tiny
 
@@ -66,6 +67,14 @@ def test_an_epoch_shows_every_video_as_often_as_its_weight(data, photos):
     shown = [tuple(mixture._entry(number)) for number in range(len(mixture.entries))]
     assert sorted(shown) == sorted([(0, place) for place in range(3)] * 2 + [(1, place) for place in range(3)])
     assert shown != [tuple(entry) for entry in mixture.entries]
+
+
+def test_the_epochs_of_a_fraction_show_a_source_in_turn(data, photos):
+    config = tiny(data, f"data.sources=[{{root: '', repeat: 1.34}}, {{root: {photos}, kind: static, repeat: 0.34}}]")
+    mixture = Mixture(config)
+    assert len(mixture.entries) == 5
+    shown = [mixture._entry(number) for number in range(15)]
+    assert sorted(shown) == sorted([(0, place) for place in range(3)] * 4 + [(1, place) for place in range(3)])
 
 
 def test_every_object_of_a_clip_is_in_its_first_frame(data):
@@ -161,9 +170,62 @@ def test_coco_polygons_and_run_lengths(photos, tmp_path):
                    {"image_id": 5, "area": 100, "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]]}]
     (tmp_path / "instances.json").write_text(json.dumps(
         {"images": [{"id": 5, "file_name": "a.jpg"}], "annotations": annotations}))
-    (path, labels_of), = find_pictures(tmp_path)
+    (path, labels_of), = find_pictures(tmp_path, "auto", [])
     labels = labels_of((20, 30))
     assert path.name == "a.jpg" and (labels[mask] == 2).all() and labels[5, 5] == 1 and labels[15, 15] == 0
+
+
+@pytest.mark.parametrize(("segmentation", "message"), [
+    ([[1, 1, 9, 1, 9, 9, 1]], "not a COCO instance file"),
+    ({"size": [20, 30], "counts": "3`"}, "not a COCO instance file"),
+    ({"size": [30, 20], "counts": [600]}, "run lengths of an instance of a.jpg"),
+    ({"size": [20, 30], "counts": [3, 4]}, "run lengths of an instance of a.jpg"),
+])
+def test_a_broken_instance_is_named_with_its_file(tmp_path, segmentation, message):
+    cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((20, 30, 3), np.uint8))
+    (tmp_path / "instances.json").write_text(json.dumps({
+        "images": [{"id": 5, "file_name": "a.jpg"}], "annotations": [{"image_id": 5, "segmentation": segmentation}]}))
+    with pytest.raises(UserError, match=message) as told:
+        for _, labels_of in find_pictures(tmp_path, "auto", []):
+            labels_of((20, 30))
+    assert str(tmp_path / "instances.json") in str(told.value)
+
+
+def test_what_is_left_out_of_a_folder_of_pictures_is_said(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "Annotations" / "1.png").unlink()
+    notes: list[str] = []
+    assert len(find_pictures(tmp_path / "photos", "auto", notes)) == 2
+    assert "1 of 3 pictures have no mask" in notes[0]
+
+    cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((20, 30, 3), np.uint8))
+    triangle = [[1, 1, 9, 1, 9, 9]]
+    shapes = [("a.jpg", triangle), ("a.jpg", [[]]), ("a.jpg", [[1, 1, 2, 2]]), ("gone.jpg", triangle)]
+    (tmp_path / "instances.json").write_text(json.dumps({
+        "images": [{"id": 0, "file_name": "a.jpg"}, {"id": 3, "file_name": "gone.jpg"}],
+        "annotations": [{"image_id": 3 * (name == "gone.jpg"), "segmentation": one} for name, one in shapes]}))
+    notes.clear()
+    (_, labels_of), = find_pictures(tmp_path, "coco", notes)
+    assert set(np.unique(labels_of((20, 30)))) == {0, 1}
+    assert "1 of its pictures" in notes[0] and "2 instances" in notes[1]
+
+
+def test_a_white_mask_is_one_object(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    for path in (tmp_path / "photos" / "Annotations").iterdir():
+        write_labels(path, np.where(read_labels(path) > 0, 255, 0).astype(np.uint8))
+    clips = StaticClips(SourceConfig(root=str(tmp_path / "photos"), kind="static"), tiny(photos).train)
+    clip, objects = clips.clip(0, np.random.default_rng(0))
+    assert objects == 1 and set(np.unique(clip.labels[0])) == {0, 1}
+
+
+def test_a_video_that_training_cannot_use_is_said(data, tmp_path):
+    shutil.copytree(data, tmp_path / "set")
+    folder = min((tmp_path / "set" / "train" / "Annotations").iterdir())
+    for path in sorted(folder.iterdir())[1:]:
+        path.unlink()
+    clips = VideoClips(SourceConfig(root=str(tmp_path / "set"), format="plain"), tiny(data).train)
+    assert len(clips) == 2 and any("1 videos of split 'train' have fewer than two" in note for note in clips.notes)
 
 
 def test_coco_pictures_of_one_name_are_told_apart_by_their_folders(tmp_path):
@@ -172,7 +234,7 @@ def test_coco_pictures_of_one_name_are_told_apart_by_their_folders(tmp_path):
             "images": [{"id": number, "file_name": name} for number, name in enumerate(names)],
             "annotations": [{"image_id": number, "segmentation": [[1, 1, 9, 1, 9, 9]]}
                             for number, _ in enumerate(names)]}))
-        return [str(path.relative_to(tmp_path)) for path, _ in find_pictures(tmp_path)]
+        return [str(path.relative_to(tmp_path)) for path, _ in find_pictures(tmp_path, "auto", [])]
 
     for folder in "ab":
         (tmp_path / folder).mkdir()
@@ -203,8 +265,6 @@ def test_compressed_run_lengths():
     (lambda root: write_labels(root / "Annotations" / "1.png", np.ones((5, 5), np.uint8)), "make them equal"),
 ])
 def test_a_broken_file_is_named_even_by_a_worker(photos, tmp_path, break_it, message):
-    import shutil
-
     root = tmp_path / "broken"
     shutil.copytree(photos, root)
     break_it(root)
@@ -215,6 +275,6 @@ def test_a_broken_file_is_named_even_by_a_worker(photos, tmp_path, break_it, mes
 
 def test_folders_without_pictures_are_named(tmp_path):
     with pytest.raises(UserError, match="no pictures with masks"):
-        find_pictures(tmp_path)
+        find_pictures(tmp_path, "auto", [])
     with pytest.raises(UserError, match="no such folder"):
-        find_pictures(tmp_path / "nowhere")
+        find_pictures(tmp_path / "nowhere", "auto", [])

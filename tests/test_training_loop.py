@@ -1,6 +1,5 @@
 """Runs: exact resumption, stops, micro-batches, divergence, damaged checkpoints, and what a run writes."""
 
-import json
 import os
 import signal
 import subprocess
@@ -16,14 +15,16 @@ from common.errors import TrainingDiverged, UserError
 from configs import load_config
 from datasets.mixture import Mixture, batches
 from models import build_network, load_state, load_weights
+from models.encoders import PaddedSwinBlock
 from models.noise import SampleNoise
 from tests.conftest import REPOSITORY
 from tests.training_helper import SETTINGS, lines, quick_run, small_data, tiny
 from tools.plot_run import page, read_metrics
+from train import chain
 from training.checkpoints import checkpoints, load_newest, save_checkpoint
 from training.clip_model import ClipModel
 from training.optimiser import Average
-from training.run_folder import Journal
+from training.run_folder import Journal, reopened, settle
 from training.validation import _scores
 
 
@@ -102,10 +103,26 @@ def test_a_run_killed_while_it_validates_has_lost_no_step(data, tmp_path, monkey
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.loop.validate", killed)
-    with pytest.raises(KeyboardInterrupt):
-        quick_run(tmp_path / "run", tiny(data, "train.validate_every=3", "train.checkpoint_every=1000"))
+    with monkeypatch.context() as patched:
+        patched.setattr("training.loop.validate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            quick_run(tmp_path / "run", tiny(data, "train.validate_every=3", "train.checkpoint_every=1000"))
     assert newest(tmp_path / "run")["step"] == 3
+    for _ in range(2):  # what was cut off is made up for, and once
+        quick_run(tmp_path / "run", resume=True)
+    assert [step for step, _ in lines(tmp_path / "run", "validation")] == [3, 4]
+
+
+def test_a_last_validation_that_was_killed_is_made_up_for(data, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("training.loop.validate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            quick_run(tmp_path / "run", tiny(data))
+    quick_run(tmp_path / "run", resume=True)
+    assert [step for step, _ in lines(tmp_path / "run", "validation")] == [4]
 
 
 def test_a_processor_without_bfloat16_trains_in_float32_and_says_so(whole, data, tmp_path, monkeypatch):
@@ -194,6 +211,17 @@ def test_micro_batches_equal_the_larger_batch(data):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-10)
 
 
+def test_swin_drops_the_paths_of_a_sample_whatever_batch_it_is_in():
+    torch.manual_seed(0)
+    block = PaddedSwinBlock(32, (7, 7), 4, shift_size=3, always_partition=True, dynamic_mask=True, drop_path=0.5)
+    x = torch.randn(6, 10, 9, 32)
+    with SampleNoise(list(range(6))):
+        whole = block(x)
+    with SampleNoise([4, 5]):
+        torch.testing.assert_close(block(x[4:]), whole[4:])
+    assert not torch.allclose(whole, block.eval()(x))
+
+
 def test_a_stale_local_memory_knows_the_reference_only(data):
     """Without a long-term memory of later frames, what a later frame showed then changes nothing that follows."""
     def losses(stale: float, frame_two: int) -> torch.Tensor:
@@ -240,7 +268,8 @@ def test_an_object_without_a_scored_frame_leaves_the_validation_its_number(tmp_p
     monkeypatch.setattr("evaluation.evaluator.evaluate",
                         lambda *_, **__: SimpleNamespace(scores={"objects": objects}, jf=none))
     monkeypatch.setattr("evaluation.outputs.write", lambda *_: None)
-    assert _scores(tmp_path, tmp_path, "val", "lvos") == {"J&F": 60, "J": 50, "F": 70}
+    found = SimpleNamespace(root=tmp_path, split="val")
+    assert _scores(load_config(), found, tmp_path) == {"J&F": 60, "J": 50, "F": 70}
 
 
 def test_a_resumed_run_needs_its_start_weights_no_more(whole, data, tmp_path):
@@ -339,16 +368,37 @@ def test_checkpoints_are_pruned_and_run_no_code(tmp_path):
         load_newest(tmp_path)
 
 
-def test_a_chain_starts_each_stage_from_the_one_before(data, tmp_path):
+def test_a_chain_starts_each_stage_from_the_one_before_and_a_stop_means_the_last(data, tmp_path):
     (tmp_path / "first.yaml").write_text("name: first\n")
     (tmp_path / "second.yaml").write_text("name: second\ntrain: {after: first.yaml}\n")
     settings = [text for text in SETTINGS if not text.startswith("name=")]
-    settings += [f"data.root={data}", "train.steps=1"]
-    command = [sys.executable, "train.py", "--config", str(tmp_path / "second.yaml"), "--output", str(tmp_path / "run"),
-               "--device", "cpu", *settings]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    first = tmp_path / "run" / "stages" / "1_first" / "weights.safetensors"
-    assert first.is_file() and (tmp_path / "run" / "weights.safetensors").is_file()
-    assert load_config(tmp_path / "run" / "config.yaml").train.weights == str(first)
-    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
+    settings += [f"data.root={data}", "train.steps=2", "train.validate_split=none", "train.stop_at=1"]
+    run = tmp_path / "run"
+    command = [sys.executable, "train.py", "--config", str(tmp_path / "second.yaml"), "--output", str(run),
+               "--device", "cpu"]
+    for options, steps in ((settings, [1]), (["--resume"], [1, 2])):
+        done = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert [step for step, _ in lines(run, "loss")] == steps
+    first = run / "stages" / "1_first"
+    assert [step for step, _ in lines(first, "loss")] == [1, 2] and (run / "weights.safetensors").is_file()
+    assert load_config(run / "config.yaml").train.weights == str(first / "weights.safetensors")
+
+
+def test_a_stop_in_a_file_holds_for_the_run_that_begins(tmp_path):
+    file = tmp_path / "short.yaml"
+    file.write_text("train: {stop_at: 3}\n")
+    settle(tmp_path / "run", chain(file, []), False, [])
+    assert reopened(tmp_path / "run", resume=False).train.stop_at == 3
+    assert reopened(tmp_path / "run").train.stop_at is None
+    assert reopened(tmp_path / "run", settings=["train.stop_at=5"]).train.stop_at == 5
+
+
+def test_a_chain_that_leads_back_is_refused(tmp_path):
+    (tmp_path / "first.yaml").write_text("train: {after: second.yaml}\n")
+    (tmp_path / "second.yaml").write_text("train: {after: first.yaml}\n")
+    with pytest.raises(UserError, match=r"train\.after leads from this recipe back to it"):
+        chain(tmp_path / "second.yaml", [])
+    (tmp_path / "third.yaml").write_text("{}\n")
+    assert [one.train.after for one in chain(tmp_path / "first.yaml", ["train.after=third.yaml"])] == [None,
+                                                                                                     "third.yaml"]

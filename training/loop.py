@@ -19,8 +19,7 @@ from common.progress import Progress
 from common.ranks import Ranks
 from configs import Config, dump_config
 from datasets.check import check_videos
-from datasets.mixture import Mixture, batches
-from datasets.records import open_videos
+from datasets.mixture import Mixture, batches, clips_at_once
 from models import build_network, load_state, load_weights, save_weights
 from models.noise import SampleNoise
 from models.precision import autocast_notice, autocast_type
@@ -28,7 +27,7 @@ from training.checkpoints import load_newest, save_checkpoint
 from training.clip_model import ClipModel
 from training.optimiser import Average, build_optimiser, set_learning_rate
 from training.run_folder import Journal, save_batch
-from training.validation import validate, validation_root
+from training.validation import validate, validation_root, validation_videos
 
 MEASURED = ("loss", "gradient", "seconds", "data_seconds")  # of each step; their means are written
 
@@ -49,7 +48,7 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
     """
     settings, device = config.train, ranks.device
     last = min(settings.stop_at or settings.steps, settings.steps)
-    check(config)
+    check(config, ranks.count)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses; read at its first use
         torch.use_deterministic_algorithms(True)
@@ -100,7 +99,20 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
         if ranks.first:
             save_weights(run / "weights.safetensors", averaged(network, average, settings.ema), config)
 
+    def validates() -> bool:
+        return step == settings.steps or (settings.validate_every > 0 and step % settings.validate_every == 0)
+
+    def score() -> dict[str, Any] | None:
+        found = validate(config, averaged(network, average, settings.ema), run / "val" / f"{step:07d}", ranks)
+        if journal and found:
+            journal.write(step, {"validation": found})
+            say(f"step {step}: validation {found}")
+        return found
+
     scores = None
+    if checkpoint is not None and validates() and not any(ranks.gather(
+            journal is not None and journal.holds(step, "validation"))):
+        scores = score()  # the run was killed meanwhile
     loader = batches(mixture, step, last, ranks.rank, ranks.count)
     with Progress(last, config.name, "step", step) if ranks.first else nullcontext() as progress:
         while step < last:
@@ -147,19 +159,14 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
                 journal.strip(step, batch.frames[:, 0], batch.masks[:, 0], result["predictions"][:, 0])
             if step % settings.log_every == 0:
                 recent = []
-            validates = step == settings.steps or (settings.validate_every and step % settings.validate_every == 0)
-            if stop or validates or step % settings.checkpoint_every == 0 or step == last:
+            if stop or validates() or step % settings.checkpoint_every == 0 or step == last:
                 save()  # before validation, too, which takes its time and is not stopped
             if stop:
                 raise Terminated(f"terminated after step {step}, which {run / 'checkpoints'} holds; --resume goes on")
             if step == settings.steps:
                 hand_on()  # before validation: whatever happens there, the run has its weights
-            if validates:
-                found = validate(config, averaged(network, average, settings.ema), run / "val" / f"{step:07d}", ranks)
-                if journal and found:
-                    journal.write(step, {"validation": found})
-                    say(f"step {step}: validation {found}")
-                scores = found or scores
+            if validates():
+                scores = score() or scores
             if progress:
                 progress.advance(note=f"loss {loss:.3f}")
 
@@ -182,13 +189,14 @@ def averaged(network: torch.nn.Module, average: Average, ema: float) -> dict[str
     return average.state() if ema else network.state_dict()
 
 
-def check(config: Config) -> None:
-    """Refuse settings that cannot work. Raises UserError."""
+def check(config: Config, ranks: int = 1) -> None:
+    """Refuse settings that cannot work for so many ranks. Raises UserError."""
+    clips_at_once(config.train, ranks)
     train, extra = config.train, 1 if config.model.align_corners else 0
     if train.crop % 16 != extra:
         sizes = train.crop // 16 * 16 + extra
         raise UserError(f"train.crop: {train.crop} is not 16 k{' + 1' if extra else ''}, which this model needs; "
                         f"choose {sizes}")
     root = validation_root(config)
-    if root and (problems := check_videos(open_videos(root, train.validate_split, objects=config.data.objects))):
+    if root and (problems := check_videos(validation_videos(config, root))):
         raise UserErrors(problems)

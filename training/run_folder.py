@@ -59,10 +59,10 @@ def parts(run: Path) -> list[Path]:
     return [*sorted((run / "stages").glob("*"), key=lambda part: int(part.name.split("_")[0])), run]
 
 
-def reopened(part: Path, settings: list[str]) -> Config:
-    """The configuration in a run's folder. A stop belongs to the command that asks for it."""
-    stop = [text for text in settings if text.startswith("train.stop_at=")]
-    return load_config(part / "config.yaml", stop or ["train.stop_at=null"])
+def reopened(part: Path, resume: bool = True, settings: list[str] | None = None) -> Config:
+    """The configuration in a run's folder; where the run is resumed, with the stop of ``settings``, else with none."""
+    stop = [text for text in settings or [] if text.startswith("train.stop_at=")]
+    return load_config(part / "config.yaml", (stop or ["train.stop_at=null"]) if resume else [])
 
 
 class Journal:
@@ -76,6 +76,11 @@ class Journal:
             kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def holds(self, step: int, name: str) -> bool:
+        """Whether a line of ``step`` has the value ``name``."""
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
+        return any(row["step"] == step and name in row for row in rows)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and a scalar of TensorBoard for each number (nested names join with "/").

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.ranks import Ranks
 from configs import Config
-from datasets.records import list_splits, open_videos
+from datasets.records import VideoSet, list_splits, open_videos
 from inference.predictor import Predictor
 from inference.results import Outputs
 from inference.runner import run_videos
@@ -29,6 +29,16 @@ def validation_root(config: Config) -> Path | None:
     return Path(root) if has_it else None
 
 
+def validation_videos(config: Config, root: Path) -> VideoSet:
+    """What the split holds."""
+    return open_videos(root, config.train.validate_split, format=_layout(config), objects=config.data.objects)
+
+
+def _layout(config: Config) -> str:
+    """``data.format`` is said of ``data.root``; another root's layout is searched."""
+    return config.data.format if config.train.validate_root is None else "auto"
+
+
 def validate(config: Config, weights: dict[str, Tensor], folder: Path, ranks: Ranks) -> dict[str, float] | None:
     """Segment the validation split, each rank a share of its videos, and score it.
 
@@ -44,24 +54,24 @@ def validate(config: Config, weights: dict[str, Tensor], folder: Path, ranks: Ra
     if ranks.first and folder.exists():
         shutil.rmtree(folder)
     ranks.wait()
-    train = config.train
     own = config.model_copy(deep=True)
     own.model.encoder_weights = None  # all weights are given
     network = build_network(own)
     load_state(network, {name: value.detach() for name, value in weights.items()}, folder)
-    found = open_videos(root, train.validate_split, objects=config.data.objects)
+    found = validation_videos(config, root)
     sources = ranks.share([DatasetSource(video, found.objects) for video in found.videos])
     run_videos(Predictor.from_config(own, network, ranks.device), sources, Outputs(folder))
     ranks.wait()
-    return _scores(root, folder, train.validate_split, train.validate_protocol) if ranks.first else None
+    return _scores(config, found, folder) if ranks.first else None
 
 
-def _scores(root: Path, folder: Path, split: str, protocol: str) -> dict[str, float]:
+def _scores(config: Config, found: VideoSet, folder: Path) -> dict[str, float]:
     from evaluation.evaluator import evaluate
     from evaluation.outputs import write
 
-    unseen = root / "unseen_videos.txt"  # a data set's own list (generated sets have one)
-    evaluation = evaluate(root, folder, split, protocol=protocol,
+    protocol = config.train.validate_protocol
+    unseen = found.root / "unseen_videos.txt"  # a data set's own list (generated sets have one)
+    evaluation = evaluate(found.root, folder, found.split, protocol=protocol, format=_layout(config),
                           unseen=unseen if protocol != "davis2017" and unseen.is_file() else None)
     write(evaluation, folder / "scores")
     objects: list[dict[str, Any]] = evaluation.scores["objects"]
