@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from common.command import run
+from common.files import refuse_output_in_inputs
 
 PROTOCOLS = ("lvos", "v1-2022", "davis2017")
 FORMATS = ("davis", "lvos", "youtube", "plain")
@@ -40,7 +41,7 @@ def main() -> None:
     chosen = arguments()
     # Imported here, so that --help and a mistyped option answer at once.
     from evaluation.evaluator import evaluate
-    from evaluation.outputs import audit_lines, refuse_output_in_inputs, summary, write
+    from evaluation.outputs import audit_lines, summary, write
 
     masks = Path(chosen.pred, "masks")  # an OUT of infer.py may well hold its scores beside its masks
     refuse_output_in_inputs(chosen.output, [chosen.data, masks if masks.is_dir() else chosen.pred])

@@ -19,13 +19,13 @@ import torch
 from common.allocator import keep_large_blocks
 from common.command import run
 from common.errors import UserError, UserErrors
-from common.files import file_hash
+from common.files import file_hash, refuse_output_in_inputs
 from common.ranks import PATIENCE, Ranks, joined_ranks
 from configs import Config
 from datasets.check import check_videos
 from datasets.records import open_videos
 from inference import Predictor
-from inference.results import Outputs, claim, finished, identity, summarise
+from inference.results import Outputs, claim, finished, identity, read_record, summarise
 from inference.runner import expected_bytes, run_videos
 from inference.sources import DatasetSource, OwnSource, Source
 from models import FAMILIES
@@ -41,6 +41,8 @@ def main() -> None:
 
 
 def infer(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    inputs = [path for path in (arguments.data, arguments.video) if path is not None and Path(path).is_dir()]
+    refuse_output_in_inputs(arguments.output, inputs)
     predictor = Predictor(arguments.weights, arguments.model, arguments.config, ranks.device,
                           arguments.settings)
     config = predictor.config
@@ -65,6 +67,10 @@ def infer(arguments: argparse.Namespace, ranks: Ranks) -> None:
         print(f"{len(waiting)} videos segmented; all of {outputs.folder}: {summary['frames']} frames, "
               f"{summary['model_frames_per_second']} frames/s the model alone, {summary['frames_per_second']} the "
               f"whole, peak memory {summary['peak_bytes'] / 2**20:.0f} MiB")
+        for source in sources:
+            if (made := read_record(outputs, source.name)) and made["frames"] < len(source):
+                print(f"note: {source.name}: {made['frames']} frames could be decoded of the {len(source)} that it "
+                      "announces; see that the film is whole", file=sys.stderr)
         for name in ("masks", "scores", "overlays", "inspect", "run.json"):
             if (outputs.folder / name).exists():
                 print(f"wrote {outputs.folder / name}")

@@ -6,10 +6,12 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from common.errors import UserError
 
 
 @contextmanager
@@ -44,6 +46,17 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
     """Write strict JSON whole: NaN and infinities become ``null``, numpy scalars become numbers."""
     write_text(path, json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def refuse_output_in_inputs(output: str | Path, inputs: Iterable[str | Path]) -> None:
+    """UserError where ``output`` lies inside a folder that is only read, or is no folder and cannot become one."""
+    place = Path(output).resolve()
+    file = next((path for path in (place, *place.parents) if path.exists()), place)
+    if not file.is_dir():
+        raise UserError(f"--output: {file} is a file; name a folder")
+    for folder in inputs:
+        if place.is_relative_to(Path(folder).resolve()):
+            raise UserError(f"--output: {output} lies inside {folder}, which is only read; name a folder elsewhere")
 
 
 def file_hash(path: str | Path) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -16,7 +16,7 @@ Positive = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A part of the tree: unknown keys are errors, assignments are checked like values from a file."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class SourceConfig(Section):
@@ -50,8 +50,8 @@ class ModelConfig(Section):
     encoder: str = "mobilenetv2"
     encoder_weights: str | None = None  # file of ImageNet weights: torchvision's, timm's or the official names
     blocks: Positive = 1  # transformer blocks (LSTT) or gated propagation modules
-    channels: Positive = 256  # width of the tokens
-    heads: Positive = 8  # attention heads; DeAOT: 1
+    channels: Annotated[int, Field(ge=16, multiple_of=16)] = 256  # width of the tokens
+    heads: Positive = 8  # attention heads, among which the channels divide; DeAOT: 1
     align_corners: bool = True  # also the rounding of the input: 16k + 1 (True) or 16k (False: Swin)
     drop_path: Share = 0.1  # stochastic depth in training
     conv_dropout: Share = 0.1  # DeAOT: channel dropout of the depthwise convolutions in training
@@ -65,6 +65,14 @@ class ModelConfig(Section):
     global_slots: Positive = 6  # slots an owner (10 objects and the background)
     global_gate: Literal["mean", "constant", "open"] = "mean"  # where the update gate starts; open: no gate
     global_writes: Positive = 200  # writes that a token or slot is the mean of, at most
+
+    @field_validator("heads")
+    @classmethod
+    def _divides(cls, heads: int, others: ValidationInfo) -> int:
+        channels = others.data.get("channels", heads)
+        if channels % heads:
+            raise ValueError(f"the {channels} channels do not divide into so many heads; choose another number")
+        return heads
 
 
 class MemoryConfig(Section):

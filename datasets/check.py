@@ -80,11 +80,13 @@ def _check_video(video: Video, found: VideoSet, deep: bool, all_ids: bool) -> Pr
 
 def _check_images(video: Video, deep: bool, problems: Problems) -> tuple[int, int] | None:
     """Check each image; returns the (width, height) that most of them have, None without images."""
-    if video.image_folder is None:
-        return None
+    return None if video.image_folder is None else check_images(map(video.image_path, video.frames), problems, deep)
+
+
+def check_images(paths: Iterable[Path], problems: list[str], deep: bool = False) -> tuple[int, int] | None:
+    """Check the frames of one video, adding to ``problems``; returns the (width, height) that most of them have."""
     sizes: dict[Path, tuple[int, int]] = {}
-    for stem in video.frames:
-        path = video.image_path(stem)
+    for path in paths:
         try:
             header = read_header(path)
             sizes[path] = header.width, header.height
@@ -187,6 +189,9 @@ def _check_ids(video: Video, found: VideoSet, stems: list[str], all_ids: bool, p
         problems.append(f"{video.mask_folder}: no mask shows an object (all are empty); add the mask of the "
                         "frame where the first object appears, or leave the video out")
         return
+    if found.objects == "first" and first_seen and stems[0] not in first_seen.values():
+        problems.append(f"{video.mask_path(stems[0])}: shows no object, but those of the first mask are what is given "
+                        "(data.objects=first); set data.objects=late, or leave the video out")
     if found.meta and video.objects:
         listed = {record.id for record in video.objects}
         problems.warnings += [f"{video.mask_path(stem)}: id {label} is not in the meta {found.meta.name}; it is not "

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError, UserErrors, nearest
+from datasets.check import check_images
 from datasets.headers import image_size
 from datasets.readers import IGNORE, read_image, read_labels
 from datasets.records import IMAGE_SUFFIXES, name_order
@@ -46,6 +47,7 @@ class OwnVideo:
         self._files = _frames_of(self.path) if self.path.is_dir() else {}
         self._length, size = (len(self._files), None) if self._files else _film_properties(self.path)
         problems: list[str] = []
+        check_images(list(self._files.values()), problems)
         self.given: dict[str, np.ndarray] = {}
         if not masks:
             problems.append("--mask: give the first frame's objects as a palette PNG, --mask PNG")
@@ -65,6 +67,11 @@ class OwnVideo:
                 problems.append(str(error))
         if problems:
             raise UserErrors(problems)
+
+    @property
+    def files(self) -> list[Path]:
+        """The film, or the frames in order."""
+        return list(self._files.values()) or [self.path]
 
     def __len__(self) -> int:
         return self._length
@@ -103,19 +110,26 @@ class OwnVideo:
 def object_mask(path: Path) -> np.ndarray:
     """Read a mask that a person made: ``(H, W)`` uint8 ids; 0 and 255 alone mean one object, id 1."""
     labels = read_labels(path)
-    ids = set(np.unique(labels).tolist())
-    if ids <= {0, IGNORE} and IGNORE in ids:
-        return (labels == IGNORE).astype(np.uint8)
-    if not ids - {0, IGNORE}:
+    void, objects = int((labels == IGNORE).sum()), int(((labels > 0) & (labels < IGNORE)).sum())
+    if not void + objects:
         raise UserError(f"{path}: the mask is empty; paint each object with its id (1, 2, ...)")
+    if not objects:
+        return (labels == IGNORE).astype(np.uint8)
+    if void > objects:
+        raise UserError(f"{path}: most of what is painted is 255, beside smaller values, as where a white object has "
+                        "soft edges; make the mask 0 and 255 alone, or give each object an id (1, 2, ...)")
     return np.where(labels == IGNORE, 0, labels).astype(np.uint8)
 
 
 def _frames_of(folder: Path) -> dict[str, Path]:
-    paths = {path.stem: path for path in sorted(folder.iterdir())
-             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")}
-    if not paths:
+    files = [path for path in sorted(folder.iterdir())
+             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
+    if not files:
         raise UserError(f"--video {folder}: the folder holds no .jpg or .png frames")
+    paths = {path.stem: path for path in files}
+    if twice := [path for path in files if paths[path.stem] != path]:
+        raise UserError(f"--video {folder}: {twice[0].name} and {paths[twice[0].stem].name} are one frame, twice "
+                        f"({len(twice)} such); keep frames alone in the folder, masks elsewhere")
     return {stem: paths[stem] for stem in sorted(paths, key=name_order)}
 
 

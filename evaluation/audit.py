@@ -11,7 +11,8 @@ from evaluation.protocols import Plan, ScoredVideo
 from evaluation.scoring import AllScores, VideoScores
 
 # Kinds that say how the data set is, not that something is wrong: ``strict`` lets them pass.
-NOTES = ("no_unseen_video", "no_seen_video", "not_on_list", "decay_wraps", "void", "range_ends_early")
+NOTES = ("no_unseen_video", "no_seen_video", "not_on_list", "decay_wraps", "void", "range_ends_early",
+         "unseen_unknown")
 VOID = 255
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
 from common.files import write_json, write_text
 from evaluation.aggregate import columns_of
 from evaluation.analyses import TABLES
@@ -39,17 +38,6 @@ def write(evaluation: Evaluation, folder: str | Path) -> list[Path]:
         write_text(folder / file, text)
     write_json(folder / "scores.json", evaluation.scores)
     return [folder / "scores.json", *(folder / file for file in texts)]
-
-
-def refuse_output_in_inputs(output: str | Path, inputs: Iterable[str | Path]) -> None:
-    """UserError where ``output`` lies inside a folder that is only read, or is no folder and cannot become one."""
-    place = Path(output).resolve()
-    file = next((path for path in (place, *place.parents) if path.exists()), place)
-    if not file.is_dir():
-        raise UserError(f"--output: {file} is a file; name a folder")
-    for folder in inputs:
-        if place.is_relative_to(Path(folder).resolve()):
-            raise UserError(f"--output: {output} lies inside {folder}, which is only read; name a folder elsewhere")
 
 
 def global_csv(evaluation: Evaluation) -> str:

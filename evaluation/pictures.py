@@ -81,12 +81,15 @@ def _labels(path: Path, binary: bool) -> np.ndarray:
 
 
 def _image(video: ScoredVideo, stem: str, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8: the frame's image, or grey where there is none of this size."""
-    if video.images is not None and (path := video.images / f"{stem}{video.image_suffix}").is_file():
+    """(H, W, 3) uint8: the frame's image, or grey where there is none of this size, or a broken one, which it says."""
+    grey = np.full((*size, 3), 96, np.uint8)
+    if video.images is None or not (path := video.images / f"{stem}{video.image_suffix}").is_file():
+        return grey
+    try:
         image = read_image(path)
-        if image.shape[:2] == size:
-            return image
-    return np.full((*size, 3), 96, np.uint8)
+    except UserError:  # the scores need no image
+        return cv2.putText(grey, "image unreadable", (4, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255))
+    return image if image.shape[:2] == size else grey
 
 
 def _picture(image: np.ndarray, labels: np.ndarray, number: int) -> str:

@@ -165,6 +165,10 @@ class _Builder:
     def lvos(self, unseen: Path) -> Plan:
         hidden = set(read_names(unseen))
         lists = [unseen]
+        unknown = sorted(hidden - {video.name for video in self.found.videos})
+        if unknown and unseen != UNSEEN[self.protocol]:
+            self._remark("unseen_unknown", "", "", f"{unseen}: {len(unknown)} of {len(hidden)} names are no videos "
+                         f"here (first: {unknown[0]})")
         chosen = sorted(self.found.videos, key=lambda video: video.name)
         if self.task == "unsupervised_single":
             lists.append(SINGLE_OBJECT_VIDEOS)
@@ -210,6 +214,9 @@ class _Builder:
         first = {int(number): stem for stem, labels in given_labels(video, self.found.objects).items()
                  for number in np.unique(labels) if number}
         keys = [(record.key, record.id) for record in video.objects if record.id in first]
+        for record in video.objects:
+            if record.id not in first:
+                self._remark("in_no_mask", video.name, record.key, "is in the meta but in no mask: not scored")
         keys = keys or [(str(number), number) for number in sorted(first)]
         return [(key, number, video.masks[video.masks.index(first[number]):]) for key, number in keys]
 

@@ -119,6 +119,7 @@ class Predictor:
             UserError: a label map without any object, or of another size than the frame.
         """
         self._forget()
+        self._check_pixels(frame)
         self._size = (int(frame.shape[0]), int(frame.shape[1]))
         labels = self._admit(label_map)
         if not len(self._ids):
@@ -189,9 +190,15 @@ class Predictor:
         self._frame, self._notes = self._frame + 1, []
         if not self._views:
             raise UserError("predictor: no video has begun; call start() with the first labelled frame")
+        self._check_pixels(frame)
         if tuple(frame.shape[:2]) != self._size:
             raise UserError(f"frame: {frame.shape[1]}x{frame.shape[0]} pixels in a video of "
                             f"{self._size[1]}x{self._size[0]}; start another video for another size")
+
+    @staticmethod
+    def _check_pixels(frame: Picture) -> None:
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype not in (np.uint8, torch.uint8):
+            raise UserError(f"frame: {tuple(frame.shape)} {frame.dtype}; give (H, W, 3) uint8 RGB")
 
     def _segment(self, frame: Picture):
         """Labels of the frame (indices, at its size), and for each view what its memory needs."""
@@ -302,6 +309,8 @@ class Predictor:
         labels = label_map if isinstance(label_map, Tensor) else torch.from_numpy(np.ascontiguousarray(label_map))
         if tuple(labels.shape) != self._size:
             raise UserError(f"mask: shape {tuple(labels.shape)} for a frame of {self._size}; give one label a pixel")
+        if labels.dtype not in (torch.uint8, torch.bool) and (labels != labels.to(torch.uint8)).any():
+            raise UserError(f"mask: {labels.dtype} values that are no ids; give 0 to 254, and 255 for nothing")
         indices = self._ids.admit(labels.to(torch.uint8))
         self._table = self._ids.table(self.device)
         return indices.to(self.device).unsqueeze(0)

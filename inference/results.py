@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import json
 import platform
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from common.files import write_json
 from configs import Config
 from datasets.headers import cut_short, read_header
 from inference.sources import Source
+from inference.writer import film_part
 from models.precision import autocast_type
 
 
@@ -121,15 +123,36 @@ def _difference(other: dict[str, Any], own: dict[str, Any]) -> str:
 
 
 def finished(source: Source, outputs: Outputs) -> bool:
-    """Whether the video was segmented whole: its record is there, and every file that was asked for is whole."""
+    """Whether the video was segmented whole: its record is there, and every file that was asked for is whole.
+
+    Raises:
+        UserError: OUT holds the masks of another video of this name.
+    """
     record = read_record(outputs, source.name)
-    if record is None or record["fingerprint"] != source.fingerprint():
+    if record is None:
         return False
+    if record["fingerprint"] != source.fingerprint():
+        raise UserError(f"{outputs.masks_of(source.name)}: was made from other frames or given masks of this name; "
+                        f"choose another --output, or delete {outputs.record(source.name)} to replace it")
     name, count, size = source.name, record["frames"], (record["width"], record["height"])
-    return _whole_masks(outputs.masks_of(name), size) == count \
-        and (not outputs.overlays or outputs.film(name).is_file()) \
-        and (not outputs.scores or record["scores"]) \
-        and (not outputs.inspect or outputs.log(name).is_file())
+    whole = [_whole_masks(outputs.masks_of(name), size) == count]
+    if outputs.overlays:
+        whole += [outputs.film(name).is_file(), _count(outputs.overlays_of(name), "jpg") == count]
+    if outputs.scores:
+        whole += [0 < record["scores"] == _count(outputs.scores_of(name), "npz")]
+    if outputs.inspect:
+        whole += [outputs.log(name).is_file()]
+    return all(whole)
+
+
+def with_earlier(outputs: Outputs, video: str) -> Outputs:
+    """What to write when a finished video is made anew: what is asked for now, and what it had before."""
+    record = read_record(outputs, video)
+    if record is None:
+        return outputs
+    return replace(outputs, overlays=outputs.overlays or outputs.film(video).is_file(),
+                   scores=outputs.scores or record["scores"] > 0,
+                   inspect=outputs.inspect or outputs.log(video).is_file())
 
 
 def read_record(outputs: Outputs, video: str) -> dict[str, Any] | None:
@@ -139,6 +162,10 @@ def read_record(outputs: Outputs, video: str) -> dict[str, Any] | None:
         return record if {"fingerprint", "frames", "width", "height", "scores"} <= record.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def _count(folder: Path, suffix: str) -> int:
+    return len(list(folder.glob(f"[!.]*.{suffix}")))
 
 
 def _whole_masks(folder: Path, size: tuple[int, int]) -> int:
@@ -158,10 +185,11 @@ def discard(outputs: Outputs, video: str) -> None:
     outputs.record(video).unlink(missing_ok=True)
     for folder in (outputs.masks_of(video), outputs.scores_of(video), outputs.overlays_of(video)):
         shutil.rmtree(folder, ignore_errors=True)
-    for path in (outputs.film(video), outputs.log(video)):
-        unfinished = path.parent.glob(f".{glob.escape(video)}.*part{path.suffix}")
-        for old in (path, *unfinished):
-            old.unlink(missing_ok=True)
+    film, log = outputs.film(video), outputs.log(video)
+    unfinished = log.parent.glob(f".{glob.escape(video)}.[0-9]*.part.jsonl")
+    own = re.compile(rf"\.{re.escape(video)}\.\d+\.part\.jsonl")  # not those of a video called {video}.something
+    for path in (film, film_part(film), log, *(path for path in unfinished if own.fullmatch(path.name))):
+        path.unlink(missing_ok=True)
 
 
 # What it cost.

@@ -23,7 +23,7 @@ from configs import Config
 from datasets.readers import write_labels
 from inference.lanes import Lane
 from inference.predictor import Picture, Predictor
-from inference.results import Cost, Outputs, discard
+from inference.results import Cost, Outputs, discard, with_earlier
 from inference.sources import Frame, Source, decode_ahead
 from inference.writer import Overlays, Writer, probabilities_to_write, write_scores
 from models import FAMILIES
@@ -55,10 +55,11 @@ def run_videos(predictor: Predictor, sources: Sequence[Source], outputs: Outputs
                 progress.advance()
 
         def work(source: Source) -> None:
+            wanted = with_earlier(outputs, source.name)
             discard(outputs, source.name)
             own, lane = free.get()
             try:
-                record = segment_video(own, source, outputs, advance, lane)
+                record = segment_video(own, source, wanted, advance, lane)
             finally:
                 free.put((own, lane))
             write_json(outputs.record(source.name), record)
@@ -86,7 +87,7 @@ def segment_video(predictor: Predictor, source: Source, outputs: Outputs,
     Returns:
         the video's record: what it was, frames, size, seconds of the model and of the whole, bytes of its memory.
     """
-    begun, count, started = time.perf_counter(), 0, False
+    begun, count, scored, started = time.perf_counter(), 0, 0, False
     lane = lane or Lane(predictor.device)
     lane.begin_video()
     predictor.keep_probabilities = outputs.scores
@@ -110,6 +111,7 @@ def segment_video(predictor: Predictor, source: Source, outputs: Outputs,
                 landed = lane.land(labels)
             writer.put(_write_mask, outputs.masks_of(source.name) / f"{frame.stem}.png", landed)
             if outputs.scores and started:
+                scored += 1
                 scores = probabilities_to_write(predictor.probabilities, frame.given, landed(), predictor.object_ids)
                 writer.put(write_scores, outputs.scores_of(source.name) / f"{frame.stem}.npz", scores,
                            predictor.object_ids)
@@ -129,7 +131,7 @@ def segment_video(predictor: Predictor, source: Source, outputs: Outputs,
             "objects": len(predictor.object_ids), "memory_bytes": predictor.num_bytes(),
             "model_seconds": round(model_seconds, 4), "seconds": round(time.perf_counter() - begun, 4),
             "model_frames_per_second": round(count / model_seconds, 3), "peak_bytes": peak_bytes(predictor.device),
-            "scores": outputs.scores, "fingerprint": source.fingerprint()}
+            "scores": scored, "fingerprint": source.fingerprint()}
 
 
 def _segment(predictor: Predictor, frame: Frame, picture: Picture, started: bool) -> tuple[Picture | np.ndarray, bool]:

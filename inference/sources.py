@@ -45,7 +45,7 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Digest of what the user gave under this name; masks of another fingerprint are not this video's."""
+        """Digest of what lies under this name, wherever that is; masks of another fingerprint are not this video's."""
         ...
 
 
@@ -72,7 +72,10 @@ class DatasetSource:
         return height, width
 
     def fingerprint(self) -> str:
-        return _digest(*self.video.frames)
+        files = [self.video.image_path(stem) for stem in self.video.frames]
+        masks = [self.video.mask_path(stem) for stem in self.video.masks]
+        sizes = [path.stat().st_size for path in (*files, *masks)]  # the bytes of them all would take too long to read
+        return _digest(*self.video.frames, *sizes, *(path.read_bytes() for path in masks[:1]))
 
 
 class OwnSource:
@@ -95,9 +98,8 @@ class OwnSource:
         return height, width
 
     def fingerprint(self) -> str:
-        path = self.video.path
         masks = [part for stem, labels in sorted(self.video.given.items()) for part in (stem, labels.tobytes())]
-        return _digest(path.resolve(), path.stat().st_size if path.is_file() else len(self), *masks)
+        return _digest(*(part for path in self.video.files for part in (path.name, path.stat().st_size)), *masks)
 
 
 def read_in_order(paths: Iterable[Path], threads: int = READERS) -> Iterator[np.ndarray]:

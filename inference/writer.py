@@ -109,13 +109,18 @@ def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return mixed
 
 
+def film_part(film: Path) -> Path:
+    """Where a film grows until it is whole."""
+    return film.with_name(f".{film.stem}.part.mp4")
+
+
 class Overlays:
     """The overlay pictures of one video, FOLDER/<stem>.jpg, and their film, FOLDER.mp4."""
 
     def __init__(self, folder: Path, film: Path, rate: float | None):
         """rate: frames/s; None: that of LVOS's annotations."""
         self.folder, self.film, self.rate = folder, film, rate or FILM_RATE
-        self._part = film.with_name(f".{film.stem}.part.mp4")
+        self._part = film_part(film)
         self._writer: cv2.VideoWriter | None = None
         self._count = 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -45,7 +46,7 @@ def load_weights(path: str | Path, model: str | None = None, config: str | Path 
         UserError: the file is missing, damaged or belongs to another model.
     """
     tensors, inside = read_tensors(path)
-    tree = None if inside is None else yaml.safe_load(inside)
+    tree = _configuration(inside)
     if model is not None:
         named = load_config(model_config_path(model), overrides)
         if tree is not None and tree["model"]["name"] != model:
@@ -60,6 +61,15 @@ def load_weights(path: str | Path, model: str | None = None, config: str | Path 
     if is_official(tensors):
         tensors = rename_official(tensors, chosen, path)
     return chosen, tensors
+
+
+def _configuration(inside: str | None) -> dict[str, Any] | None:
+    """The tree of a configuration text; None where it is something else, as another program may store."""
+    try:
+        tree = yaml.safe_load(inside or "")
+    except yaml.YAMLError:
+        return None
+    return tree if isinstance(tree, dict) and isinstance(tree.get("model"), dict) and "name" in tree["model"] else None
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
@@ -135,7 +145,7 @@ def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: str | 
     A family's ``added_parts`` stay as they are where the weights have none of them (AOT's weights in DDMemory).
 
     Raises:
-        UserError: one line with the first missing, extra and mis-shaped keys.
+        UserError: one line with the first missing, extra and mis-shaped keys, and those that hold no finite numbers.
     """
     own = network.state_dict()
     added = [key for key in own if key.startswith(getattr(network, "added_parts", ()))]
@@ -145,6 +155,9 @@ def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: str | 
     extra = [called(key) for key in tensors if key not in own]
     shapes = [f"{called(key)} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
               for key in own if key in tensors and tensors[key].shape != own[key].shape]
+    if broken := [called(key) for key, value in tensors.items() if not torch.isfinite(value).all()]:
+        raise UserError(f"{source}: {len(broken)} weights are not finite (first: {broken[0]}); the training that made "
+                        "them diverged, or the file is damaged: use an earlier checkpoint, or fetch it again")
     problems = [f"{len(keys)} {what} (first: {keys[0]})"
                 for keys, what in ((missing, "missing"), (extra, "extra"), (shapes, "mis-shaped")) if keys]
     if problems:

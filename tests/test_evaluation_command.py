@@ -143,6 +143,14 @@ def test_nothing_is_silent(root):
     assert len(lines) > 3 and all(line.startswith("--strict: ") for line in lines)
 
 
+def test_a_name_that_is_no_video_and_an_object_that_no_mask_shows_are_said(root):
+    (root / "unseen.txt").write_text("HMMe4u2P\nHMMe4u2Q\n")
+    write_meta(root, {"1": {"frames": STEMS}, "2": {"frames": STEMS}, "9": {"frames": STEMS}})
+    found = {finding.kind: finding for finding in score(root).findings}
+    assert "HMMe4u2Q" in found["unseen_unknown"].message and found["unseen_unknown"].is_note
+    assert found["in_no_mask"].object == "9" and not found["in_no_mask"].is_note
+
+
 def test_padding_and_nan_have_a_clean_number_beside(root):
     clean = score(root).scores["global"]
     write_meta(root, {"1": span(frame_nums=10), "2": span(), "9": span(start=36, end=41, frame_nums=2)})

@@ -20,6 +20,7 @@ import infer as entry
 from common.command import run
 from configs import load_config, model_config_path
 from datasets.readers import read_labels, write_labels
+from inference.results import Outputs, discard
 from models import build_network, save_weights
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -142,6 +143,9 @@ def test_torchrun_shares_the_videos(weights, tmp_path):
     (("--videos", "a,zz"), "zz"),
     (("--mask", "first.png"), "--mask: goes with --video"),
     (("--video", "nothing.mp4"), "--data or --video: name one of them"),
+    (("model.heads=7",), "model.heads: .*256 channels do not divide into so many heads"),
+    (("model.channels=65",), "model.channels: .*multiple of 16"),
+    (("inference.scales=[.inf]",), r"inference.scales.0: .*finite"),
 ])
 def test_what_the_user_can_mend_is_one_line_and_status_2(arguments, said, weights, tmp_path, monkeypatch):
     data = make_data(tmp_path / "data", 2)
@@ -182,6 +186,115 @@ def test_a_mask_that_cannot_be_used_is_named_before_work_starts(mask, said, weig
         run(entry.main)
     assert left.value.code == 2 and re.search(said, stderr.getvalue()), stderr.getvalue()
     assert stderr.getvalue().count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def call(monkeypatch, *arguments: object) -> tuple[int, str]:
+    """The exit status of infer.py in this process, and what it said about errors and doubts."""
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "argv", ["infer.py", *map(str, arguments), "--device", "cpu"])
+    with contextlib.redirect_stderr(stderr):
+        try:
+            run(entry.main)
+        except SystemExit as left:
+            return int(left.code or 0), stderr.getvalue()
+    return 0, stderr.getvalue()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*") if path.name != "run.json"}
+
+
+@pytest.mark.parametrize("changed", ["JPEGImages/a/00002.jpg", "Annotations/a/00000.png"])
+def test_masks_of_another_data_set_are_neither_kept_as_these_nor_lost(changed, weights, tmp_path, monkeypatch):
+    data, other = make_data(tmp_path / "data", 3), make_data(tmp_path / "other", 3)
+    arguments = ("--weights", weights, "--output", tmp_path / "out", "--data")
+    assert call(monkeypatch, *arguments, data)[0] == 0
+    before = contents(tmp_path / "out")
+    assert call(monkeypatch, *arguments, other)[0] == 0 and contents(tmp_path / "out") == before, "the same files"
+    path = other / "val" / changed
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    write_labels(path, read_labels(path)[::-1].copy()) if path.suffix == ".png" else cv2.imwrite(str(path), 255 - image)
+    status, said = call(monkeypatch, *arguments, other)
+    assert status == 2 and "was made from other frames or given masks" in said and "videos/a.json" in said
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_film_of_the_same_name_replaces_nothing(weights, tmp_path, monkeypatch):
+    video, other = (make_data(tmp_path / name, 2) / "val/JPEGImages/a" for name in ("one", "two"))
+    cv2.imwrite(str(other / "00001.jpg"), np.zeros((48, 64, 3), np.uint8))
+    mask = tmp_path / "one/val/Annotations/a/00000.png"
+    arguments = ("--weights", weights, "--output", tmp_path / "out", "--mask", mask, "--video")
+    assert call(monkeypatch, *arguments, video)[0] == 0
+    before = contents(tmp_path / "out")
+    status, said = call(monkeypatch, *arguments, other)
+    assert status == 2 and "out/masks/a" in said and contents(tmp_path / "out") == before
+
+
+def test_what_a_video_had_before_it_is_made_anew_it_has_again(weights, tmp_path, monkeypatch):
+    data, out = make_data(tmp_path / "data", 2), tmp_path / "out"
+    arguments = ("--weights", weights, "--data", data, "--output", out)
+    assert call(monkeypatch, *arguments, "--save-scores", "--inspect")[0] == 0
+    before = contents(out)
+    assert call(monkeypatch, *arguments, "--overlay")[0] == 0
+    after = contents(out)
+    assert all(after[name] == before[name] for name in before if name.parts[0] in ("masks", "scores"))
+    assert {name.parts[0] for name in after} >= {"overlays", "scores", "inspect"}
+
+
+def test_what_was_lost_of_a_finished_video_is_made_again(weights, tmp_path, monkeypatch):
+    data, out = make_data(tmp_path / "data", 2), tmp_path / "out"
+    arguments = ("--weights", weights, "--data", data, "--output", out, "--save-scores", "--overlay")
+    assert call(monkeypatch, *arguments)[0] == 0
+    lost = [out / "scores/a/00001.npz", out / "overlays/b/00000.jpg"]
+    for path in lost:
+        path.unlink()
+    assert call(monkeypatch, *arguments)[0] == 0 and all(path.is_file() for path in lost)
+
+
+def test_discarding_a_video_leaves_one_whose_name_begins_alike(tmp_path):
+    outputs = Outputs(tmp_path)
+    names = (f".clip{end}" for end in (".left.part.mp4", ".7.part.mp4", ".left.7.part.jsonl", ".8.7.part.jsonl"))
+    others = [tmp_path / ("overlays" if name.endswith("mp4") else "inspect") / name for name in names]
+    own = [tmp_path / "overlays/.clip.part.mp4", tmp_path / "inspect/.clip.7.part.jsonl"]
+    for path in (*others, *own):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    discard(outputs, "clip")
+    assert all(path.exists() for path in others) and not any(path.exists() for path in own)
+
+
+def test_nothing_is_written_into_the_data(weights, tmp_path, monkeypatch):
+    data = make_data(tmp_path / "data", 2)
+    status, said = call(monkeypatch, "--weights", weights, "--data", data, "--output", data / "val/JPEGImages/out")
+    assert status == 2 and "lies inside" in said and not (data / "val/JPEGImages/out").exists()
+    (tmp_path / "file").touch()
+    status, said = call(monkeypatch, "--weights", weights, "--data", data, "--output", tmp_path / "file/out")
+    assert status == 2 and f"{tmp_path / 'file'} is a file" in said
+
+
+def test_a_first_mask_without_an_object_is_told_before_work_starts(weights, tmp_path, monkeypatch):
+    data = make_data(tmp_path / "data", 3)
+    write_labels(data / "val/Annotations/b/00000.png", np.zeros((48, 64), np.uint8))
+    arguments = ("--weights", weights, "--data", data, "--output", tmp_path / "out")
+    status, said = call(monkeypatch, *arguments, "data.objects=first")
+    assert status == 2 and "b/00000.png: shows no object" in said and not (tmp_path / "out").exists()
+    assert call(monkeypatch, *arguments, "data.objects=late")[0] == 0
+
+
+def test_a_film_that_ends_before_its_time_is_said(weights, tmp_path, monkeypatch):
+    path = tmp_path / "film.avi"
+    film = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for _ in range(20):
+        film.write(np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8))
+    film.release()
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    labels = np.zeros((48, 64), np.uint8)
+    labels[10:30, 10:30] = 1
+    write_labels(tmp_path / "mask.png", labels)
+    for _ in range(2):  # and again where it was finished before
+        status, said = call(monkeypatch, "--weights", weights, "--video", path, "--mask", tmp_path / "mask.png",
+                            "--output", tmp_path / "out")
+        assert status == 0 and re.search(r"film: \d+ frames could be decoded of the 20 that it announces", said)
 
 
 def test_ones_own_film_with_a_second_mask(weights, tmp_path):

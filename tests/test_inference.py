@@ -131,7 +131,7 @@ def test_what_a_killed_run_left_is_removed_before_a_video_is_made_anew(predictor
     assert not [path for path in left if path.exists()]
 
 
-def test_other_masks_for_ones_own_video_make_it_anew(predictor, data, tmp_path):
+def test_other_masks_for_ones_own_video_replace_it_once_its_record_is_gone(predictor, data, tmp_path):
     outputs, mask = Outputs(tmp_path / "out"), tmp_path / "mask.png"
     folder = data / "val/JPEGImages/short"
     labels = read_labels(data / "val/Annotations/short/00000001.png")
@@ -139,6 +139,9 @@ def test_other_masks_for_ones_own_video_make_it_anew(predictor, data, tmp_path):
     assert segment(predictor, [OwnSource(folder, [mask])], outputs) == 1
     assert segment(predictor, [OwnSource(folder, [mask])], outputs) == 0
     write_labels(mask, np.where(labels == 3, 9, 0).astype(np.uint8))
+    with pytest.raises(UserError, match=r"choose another --output, or delete .*short\.json"):
+        segment(predictor, [OwnSource(folder, [mask])], outputs)
+    outputs.record("short").unlink()
     assert segment(predictor, [OwnSource(folder, [mask])], outputs) == 1
     assert set(np.unique(read_labels(tmp_path / "out/masks/short/00000001.png"))) == {0, 9}
 

@@ -70,6 +70,20 @@ def test_a_mask_of_0_and_255_is_object_1_and_otherwise_255_is_ignored(folder, tm
     assert set(np.unique(several)) == {0, 2, 7}
 
 
+def test_a_white_mask_with_soft_edges_is_refused(folder, tmp_path):
+    soft = cv2.GaussianBlur(cv2.rectangle(np.zeros(SIZE, np.uint8), (10, 10), (50, 40), 255, -1), (5, 5), 0)
+    assert len(np.unique(soft)) > 5
+    write_labels(tmp_path / "soft.png", soft)
+    with pytest.raises(UserError, match=r"soft\.png: most of what is painted is 255"):
+        OwnVideo(folder, [tmp_path / "soft.png"])
+
+
+def test_a_mask_among_the_frames_is_no_frame(folder, tmp_path):
+    Image.new("RGB", SIZE[::-1]).save(folder / "10.jpg")
+    with pytest.raises(UserError, match=r"10\.jpg and 10\.png are one frame, twice"):
+        OwnVideo(folder, [mask(tmp_path / "m.png", 1)])
+
+
 def test_a_mask_file_with_a_colon_in_its_name_is_a_file(folder, tmp_path):
     video = OwnVideo(folder, [mask(tmp_path / "a:b.png", 1)])
     assert list(video.given) == ["9"]
@@ -104,7 +118,15 @@ def test_a_mask_past_the_end_of_a_film(film, tmp_path):
         OwnVideo(film, [f"start:{tmp_path / 'm.png'}"])
 
 
-def test_a_corrupt_frame_is_named_when_its_turn_comes(folder, tmp_path):
+def test_broken_frames_are_named_before_the_first(folder, tmp_path):
+    (folder / "10.png").write_bytes(b"")
+    (folder / "11.png").write_bytes((folder / "11.png").read_bytes()[:-20])
+    with pytest.raises(UserErrors) as caught:
+        OwnVideo(folder, [mask(tmp_path / "m.png", 1)])
+    assert ["10.png" in line or "11.png" in line for line in caught.value.problems] == [True, True]
+
+
+def test_a_frame_that_breaks_meanwhile_is_named_when_its_turn_comes(folder, tmp_path):
     video = OwnVideo(folder, [mask(tmp_path / "m.png", 1)])
     (folder / "10.png").write_bytes(b"")
     frames = iter(video)

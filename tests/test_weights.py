@@ -85,6 +85,23 @@ def test_damaged_files_are_named(content, suffix, tmp_path):
         load_weights(path, "aott")
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    config = load_config(model_config_path("aott"))
+    network = build_network(config)
+    with torch.no_grad():
+        network.decoder.conv_in.conv.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"x\.pth: 1 weights are not finite \(first: decoder\.conv_in\.conv\.weight"):
+        load_state(network, network.state_dict(), "x.pth")
+
+
+@pytest.mark.parametrize("text", ['{"hidden_size": 3}', "x", "a: [", "model: {blocks: 3}"])
+def test_another_programs_configuration_is_none(text, tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(2)}, str(path), metadata={"config": text})
+    with pytest.raises(UserError, match="carries no configuration"):
+        load_weights(path)
+
+
 def test_weights_carry_their_configuration_and_refuse_another_model(tmp_path):
     config = load_config(model_config_path("aott"), ["memory.gap=7"])
     save_weights(tmp_path / "own.safetensors", build_network(config).state_dict(), config)
