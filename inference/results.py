@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import inspect
 import json
 import platform
 import re
@@ -24,6 +26,7 @@ from configs import Config
 from datasets.headers import cut_short, read_header
 from inference.sources import Source
 from inference.writer import film_part
+from models.memory import POLICIES
 from models.precision import autocast_type
 
 
@@ -77,9 +80,11 @@ class Cost:
 
 
 def identity(config: Config, weights_hash: str, objects: str) -> dict[str, Any]:
-    """What makes masks comparable: the weights, the objects rule and every setting that changes them."""
+    """What makes masks comparable: the weights, the objects rule, every setting that changes them, the memory rule."""
     settings = config.model_dump(mode="json", include={"model", "memory", "inference"})
     settings["model"].pop("encoder_weights")
+    rule = inspect.getsource(POLICIES[config.memory.policy])
+    settings["memory"]["code of the rule"] = hashlib.sha256(rule.encode()).hexdigest()[:16]
     for name in ("streams", "graphs"):  # they change no mask
         settings["inference"].pop(name)
     return {"weights": weights_hash, "data.objects": objects, **settings}

@@ -20,6 +20,7 @@ from inference.results import Cost, Outputs, claim, finished, identity, summaris
 from inference.runner import expected_bytes, run_videos
 from inference.sources import DatasetSource, OwnSource, decode_ahead, read_in_order
 from inference.writer import Writer
+from models.memory import POLICIES
 
 SIZE = (48, 64)
 
@@ -244,7 +245,7 @@ def test_a_video_without_any_object_is_an_error(predictor, data, tmp_path):
         run_videos(predictor, sources(data), Outputs(tmp_path / "out"))
 
 
-def test_an_output_of_other_weights_or_settings_is_refused(predictor, tmp_path):
+def test_an_output_of_other_weights_or_settings_is_refused(predictor, tmp_path, monkeypatch):
     outputs, config = Outputs(tmp_path / "out"), predictor.config
     claim(outputs, identity(config, "a", "late"))
     claim(outputs, identity(config, "a", "late"))
@@ -258,6 +259,10 @@ def test_an_output_of_other_weights_or_settings_is_refused(predictor, tmp_path):
     other.memory.gap = 5
     with pytest.raises(UserError, match=r"memory\.gap=9999, not 5"):
         claim(outputs, identity(other, "a", "late"))
+    with monkeypatch.context() as patched:
+        patched.setitem(POLICIES, config.memory.policy, POLICIES["fifo"])
+        with pytest.raises(UserError, match=r"memory\.code of the rule=[0-9a-f]{16}, not [0-9a-f]{16}"):
+            claim(outputs, identity(config, "a", "late"))
     foreign = tmp_path / "foreign/file"
     foreign.parent.mkdir()
     foreign.write_text("x")

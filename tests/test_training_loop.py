@@ -113,6 +113,18 @@ def test_a_run_killed_while_it_validates_has_lost_no_step(data, tmp_path, monkey
     assert [step for step, _ in lines(tmp_path / "run", "validation")] == [3, 4]
 
 
+def test_a_stop_request_ends_a_validation_which_resume_makes_up_for(data, tmp_path):
+    with pytest.raises(Terminated, match="while it validates"):
+        quick_run(tmp_path / "run", tiny(data, "train.validate_every=2"), stopped=lambda: validating(tmp_path / "run"))
+    assert newest(tmp_path / "run")["step"] == 2 and not lines(tmp_path / "run", "validation")
+    quick_run(tmp_path / "run", resume=True)
+    assert [step for step, _ in lines(tmp_path / "run", "validation")] == [2, 4]
+
+
+def validating(run) -> bool:
+    return (run / "val").exists()
+
+
 def test_a_last_validation_that_was_killed_is_made_up_for(data, tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt

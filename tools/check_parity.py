@@ -146,10 +146,12 @@ class RecordingPredictor(Predictor):
         self.logits[f"f{self.frame:02d}_a{view}_e{group}{suffix}"] = logits[0].float().cpu().numpy()
 
     def _to_view(self, labels, view: View):
-        recorded = self.forced.get(f"mem_f{self.frame:02d}_a{view.number}") if self.forced else None
-        if recorded is None:
+        if self.forced is None:
             return super()._to_view(labels, view)
-        return torch.from_numpy(recorded).unsqueeze(0).to(labels.device)
+        key = f"mem_f{self.frame:02d}_a{view.number}"
+        if key not in self.forced:
+            raise UserError(f"masks.npz: has no {key}; record the case again")
+        return torch.from_numpy(self.forced[key]).unsqueeze(0).to(labels.device)
 
 
 def resize_leeway(cases: dict[Path, dict], rule: Rule) -> float:

@@ -38,7 +38,7 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
 
     Args:
         config: the run's configuration; run: its folder (only the first rank writes there).
-        stopped: asked after every step; True: write a checkpoint and raise Terminated.
+        stopped: asked after every step, and every frame of a validation; True: leave a checkpoint, raise Terminated.
         say: gets lines for people.
     Returns:
         the last validation's scores on the first rank, None if there was none. Once all steps are done
@@ -103,7 +103,8 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
         return step == settings.steps or (settings.validate_every > 0 and step % settings.validate_every == 0)
 
     def score() -> dict[str, Any] | None:
-        found = validate(config, averaged(network, average, settings.ema), run / "val" / f"{step:07d}", ranks)
+        found = validate(config, averaged(network, average, settings.ema), run / "val" / f"{step:07d}", ranks,
+                         stopped)
         if journal and found:
             journal.write(step, {"validation": found})
             say(f"step {step}: validation {found}")

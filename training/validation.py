@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from common.command import Terminated
 from common.ranks import Ranks
 from configs import Config
-from datasets.records import VideoSet, list_splits, open_videos
+from datasets.records import Video, VideoSet, list_splits, open_videos
 from inference.predictor import Predictor
 from inference.results import Outputs
 from inference.runner import run_videos
-from inference.sources import DatasetSource
+from inference.sources import DatasetSource, Frame
 from models import build_network, load_state
 
 
@@ -39,11 +41,13 @@ def _layout(config: Config) -> str:
     return config.data.format if config.train.validate_root is None else "auto"
 
 
-def validate(config: Config, weights: dict[str, Tensor], folder: Path, ranks: Ranks) -> dict[str, float] | None:
+def validate(config: Config, weights: dict[str, Tensor], folder: Path, ranks: Ranks,
+             stopped: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
     """Segment the validation split, each rank a share of its videos, and score it.
 
     Args:
         weights: a complete state dict; folder: gets masks and scores (an earlier validation there is replaced).
+        stopped: asked before every frame; True: leave with Terminated.
     Returns:
         percentages: ``J&F`` (of the protocol; LVOS: the mean of seen and unseen objects, where both occur),
         ``J``, ``F`` (means over objects), on the first rank; None on the others, and where there is no split.
@@ -59,10 +63,24 @@ def validate(config: Config, weights: dict[str, Tensor], folder: Path, ranks: Ra
     network = build_network(own)
     load_state(network, {name: value.detach() for name, value in weights.items()}, folder)
     found = validation_videos(config, root)
-    sources = ranks.share([DatasetSource(video, found.objects) for video in found.videos])
+    sources = ranks.share([Stoppable(video, found.objects, stopped) for video in found.videos])
     run_videos(Predictor.from_config(own, network, ranks.device), sources, Outputs(folder))
     ranks.wait()
     return _scores(config, found, folder) if ranks.first else None
+
+
+class Stoppable(DatasetSource):
+    """A video whose frames come until somebody asks to stop."""
+
+    def __init__(self, video: Video, objects: str, stopped: Callable[[], bool]):
+        super().__init__(video, objects)
+        self.stopped = stopped
+
+    def __iter__(self) -> Iterator[Frame]:
+        for frame in super().__iter__():
+            if self.stopped():
+                raise Terminated("terminated while it validates; --resume goes on")
+            yield frame
 
 
 def _scores(config: Config, found: VideoSet, folder: Path) -> dict[str, float]:
