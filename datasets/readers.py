@@ -150,10 +150,9 @@ def _stems_of_starts(video: Video, stems: list[str]) -> list[str] | None:
 
 
 def _agrees(video: Video, stems: list[str], looked: list[str], given: GivenLabels) -> bool:
-    """Collect from ``looked``; True where every object of the meta first appears exactly where the meta says."""
+    """Collect from ``looked``; True where the objects are those of the meta and each first appears where it says."""
     _collect(video, looked, given)
-    found = _first_frames(given)
-    return all(found.get(record.id) == record.start for record in video.objects)
+    return _first_frames(given) == {record.id: record.start for record in video.objects}
 
 
 def _first_frames(given: GivenLabels) -> dict[int, int]:

@@ -23,10 +23,11 @@ def write(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ("global_results-*.csv", "per-sequence_results-*.csv", "frames.csv", "analysis_*.csv", "report.html",
-                    "scores.json"):
-        for stale in folder.glob(pattern):
-            stale.unlink()
+    if (folder / "scores.json").is_file():
+        for pattern in ("global_results-*.csv", "per-sequence_results-*.csv", "frames.csv", "analysis_*.csv",
+                        "report.html", "scores.json"):
+            for stale in folder.glob(pattern):
+                stale.unlink()
     name = evaluation.plan.set_name
     texts = {f"global_results-{name}.csv": global_csv(evaluation),
              f"per-sequence_results-{name}.csv": sequence_csv(evaluation),

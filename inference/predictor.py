@@ -104,6 +104,7 @@ class Predictor:
         self._views: list[View] = []
         self._size = (0, 0)
         self.probabilities: Tensor | None = None  # (1, 1 + n, H, W) of the latest frame, where `keep_probabilities`
+        self._finite: Tensor | None = None  # bool on the device: whether all logits so far were numbers
         self._frame = 0
         self._notes: list[Note] = []  # of the latest frame, one a group
 
@@ -179,6 +180,10 @@ class Predictor:
                   for group, note in enumerate(self._notes)]
         return {"number": self._frame, "groups": groups} if groups else {}
 
+    def finite(self) -> bool:
+        """Whether all logits of the current video were numbers; masks after one that was none mean nothing. Waits."""
+        return self._finite is None or bool(self._finite)
+
     def num_bytes(self) -> int:
         """Bytes of the memory of the current video."""
         return sum(state.num_bytes() for view in self._views for state in view.states)
@@ -206,6 +211,8 @@ class Predictor:
         for view in self._views:
             features = self.network.encode(self._look(frame, view))
             memory = [self._segment_group(features, state) for state in view.states]
+            for _, group in memory:
+                self._watch(group)
             logits = [self.network.upsample(group, self._size) for _, group in memory]
             if view.flip:
                 logits = [group.flip(-1) for group in logits]
@@ -246,11 +253,16 @@ class Predictor:
         if graph is None:
             return None
         found = graph(pixels, state)
+        self._watch(found.logits)
         judged = state.policy.needs_evidence and state.offers_next
         evidence = gather_evidence(found.logits, state.grid) if judged else None
         entries = map_tensors(found.entries, Tensor.clone)
         view.states[0] = self.network.remember(entries, found.tokens, found.own, state, evidence)
         return found.labels
+
+    def _watch(self, logits: Tensor) -> None:
+        finite = torch.isfinite(logits).all()
+        self._finite = finite if self._finite is None else self._finite & finite
 
     def _segment_group(self, features: Features, state: State):
         """What the group stores once its masks are known, and its logits at stride 4."""

@@ -124,6 +124,9 @@ def segment_video(predictor: Predictor, source: Source, outputs: Outputs,
         if not started:
             raise UserError(f"{source.name}: {'no mask gives an object' if count else 'has no frames'}; check the "
                             "folders of the video")
+        if not predictor.finite():
+            raise UserError(f"{source.name}: the network's outputs are no numbers (NaN or infinite); set "
+                            "inference.amp=none, or bf16 in place of fp16")
         if films and film_writer:
             film_writer.put(films.finish)
         model_seconds = lane.seconds()

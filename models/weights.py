@@ -6,6 +6,7 @@ Nothing here unpickles code: torch files are read with ``weights_only``, and our
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,9 @@ def recognise(tensors: Mapping[str, Tensor], path: str | Path) -> str:
         return f"{'r101' if 'encoder.layer3.22.conv1.weight' in tensors else 'r50'}_{family}l"
     if blocks not in (1, 2, 3):
         raise UserError(f"{path}: {blocks} transformer blocks fit no variant; say what it is with --model")
+    if blocks == 3:
+        warnings.warn(f"{path}: taken for {family}l, whose memory grows; {family}b has the same keys and shapes: if it "
+                      f"is that, say --model {family}b", stacklevel=2)
     return family + {1: "t", 2: "s", 3: "l"}[blocks]
 
 

@@ -151,6 +151,16 @@ def test_a_name_that_is_no_video_and_an_object_that_no_mask_shows_are_said(root)
     assert found["in_no_mask"].object == "9" and not found["in_no_mask"].is_note
 
 
+def test_nothing_is_removed_where_no_evaluation_was(root):
+    folder = root / "site"
+    folder.mkdir()
+    (folder / "report.html").write_text("mine")
+    write(score(root), folder)
+    assert (folder / "report.html").read_text() == "mine"
+    write(score(root), folder)
+    assert not (folder / "report.html").exists(), "beside scores.json it is an earlier evaluation's"
+
+
 def test_padding_and_nan_have_a_clean_number_beside(root):
     clean = score(root).scores["global"]
     write_meta(root, {"1": span(frame_nums=10), "2": span(), "9": span(start=36, end=41, frame_nums=2)})

@@ -19,7 +19,8 @@ from inference import Predictor
 from inference.results import Cost, Outputs, claim, finished, identity, summarise
 from inference.runner import expected_bytes, run_videos
 from inference.sources import DatasetSource, OwnSource, decode_ahead, read_in_order
-from inference.writer import Writer
+from inference.writer import Overlays, Writer
+from models import Network
 from models.memory import POLICIES
 
 SIZE = (48, 64)
@@ -187,6 +188,32 @@ def test_an_error_in_one_stream_ends_the_others(predictor, data, tmp_path):
     assert not list((tmp_path / "out").glob("videos/endless.json"))
 
 
+def test_outputs_that_are_no_numbers_finish_no_video(predictor, data, tmp_path, monkeypatch):
+    segment_frame, outputs = Network.segment, Outputs(tmp_path / "out")
+    frames = []
+
+    def broken(network, *arguments):
+        logits, tokens = segment_frame(network, *arguments)
+        frames.append(0)
+        return (logits * float("nan") if len(frames) == 2 else logits), tokens
+
+    monkeypatch.setattr(Network, "segment", broken)
+    with pytest.raises(UserError, match="outputs are no numbers"):
+        segment(predictor, sources(data)[:1], outputs)
+    assert len(frames) > 2 and not list(tmp_path.glob("out/videos/*"))
+
+
+def test_a_film_that_is_not_whole_takes_no_place(tmp_path):
+    films = Overlays(tmp_path / "clip", tmp_path / "clip.mp4", 6)
+    for stem in "ab":
+        films.add(stem, np.zeros((*SIZE, 3), np.uint8), np.zeros(SIZE, np.uint8))
+    films._count += 1  # a picture that a full disk swallowed
+    with pytest.raises(UserError, match="could not be written whole"):
+        films.finish()
+    films.abandon()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip"]
+
+
 def test_overlays_and_scores(predictor, data, tmp_path):
     outputs = Outputs(tmp_path / "out", overlays=True, scores=True)
     segment(predictor, sources(data), outputs)
@@ -263,6 +290,10 @@ def test_an_output_of_other_weights_or_settings_is_refused(predictor, tmp_path, 
         patched.setitem(POLICIES, config.memory.policy, POLICIES["fifo"])
         with pytest.raises(UserError, match=r"memory\.code of the rule=[0-9a-f]{16}, not [0-9a-f]{16}"):
             claim(outputs, identity(config, "a", "late"))
+    other = config.model_copy(deep=True)
+    other.model.blocks += 1
+    with pytest.raises(UserError, match=r"model\.blocks"):
+        claim(outputs, identity(other, "a", "late"))
     foreign = tmp_path / "foreign/file"
     foreign.parent.mkdir()
     foreign.write_text("x")

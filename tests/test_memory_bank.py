@@ -24,6 +24,18 @@ def predictor_of(model: str, policy: str, *overrides: str) -> Predictor:
     return Predictor.from_config(config, build_network(config))
 
 
+def test_evidence_is_what_the_probabilities_say():
+    chances = torch.tensor([[.1, .8, .1], [.6, .3, .1], [.2, .2, .6], [.9, .05, .05]])  # (pixels, background and two)
+    found = gather_evidence(chances.log().T.reshape(1, 3, 2, 2), (2, 2))
+    assert found.presence.tolist() == [.25, .25]
+    torch.testing.assert_close(found.confidence, torch.tensor([.7, .4]))
+    torch.testing.assert_close(found.rival, torch.tensor((.4 + .1) / 2))
+    torch.testing.assert_close(found.entropy, -(chances * chances.log()).sum(1)[[0, 2]].mean())
+    torch.testing.assert_close(found.foreground, torch.tensor([.9, .4, .8, .1]))
+    nothing = gather_evidence(chances[[1, 3, 1, 3]].log().T.reshape(1, 3, 2, 2), (2, 2))
+    assert nothing.presence.tolist() == nothing.confidence.tolist() == [0, 0] and nothing.entropy == 0
+
+
 def frame(seed: int) -> torch.Tensor:
     return (255 * torch.rand(49, 65, 3, generator=torch.Generator().manual_seed(seed))).byte()
 

@@ -1,5 +1,6 @@
 """The rules of the memory policies, each on a sequence made by hand (numbers of the papers' codes where known)."""
 
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -147,6 +148,21 @@ def test_rmem_adds_freshness_to_relevance():
     assert stream.offer(15) == [15, 10, 0]
     assert stream.offer(20) == [20, 10, 0]
     assert stream.offer(25) == [25, 20, 0]
+
+
+def test_rmem_keeps_what_the_objects_look_at():
+    def look(*tokens: int) -> list:
+        keys = torch.zeros(1, 4, 8)
+        for token in tokens:
+            keys[0, token, token] = 4
+        return [(keys, keys)] * 2
+
+    for foreground, left in (([1.0, 0, 0, 0], 10), ([0, 1.0, 1.0, 1.0], 5)):
+        stream = Stream("rmem", 2)
+        stream.offer(5, fused=look(0))
+        stream.offer(10, fused=look(1, 2, 3))
+        seen = dataclasses.replace(evidence(), foreground=torch.tensor(foreground))
+        assert stream.offer(15, seen, fused=look(0, 1, 2, 3)) == [15, *({5, 10} - {left}), 0]
 
 
 def test_most_used_divides_usage_by_age():

@@ -204,6 +204,15 @@ def test_where_meta_and_masks_disagree_the_masks_are_right_and_a_line_says_so(tm
         assert len(given.warnings) == 1
 
 
+def test_an_object_that_the_meta_lacks_is_given_where_it_first_appears(tmp_path):
+    names = stems(50)
+    maps = {name: label_map(id_1=(1, 1), **({"id_5": (6, 6)} if index >= 7 else {}),
+                            **({"id_2": (8, 10)} if index >= 40 else {})) for index, name in enumerate(names)}
+    given = given_labels(make_video(tmp_path, maps, {"1": 1, "2": 201}))
+    assert list(given) == [names[0], names[7], names[40]]
+    np.testing.assert_array_equal(given[names[7]], label_map(id_5=(6, 6)))
+
+
 def test_no_object_at_all_is_an_empty_answer_with_a_warning(tmp_path):
     given = given_labels(make_video(tmp_path, {"00000001": label_map()}))
     assert not given and given.warnings
