@@ -84,7 +84,7 @@ def identity(config: Config, weights_hash: str, objects: str) -> dict[str, Any]:
     settings = config.model_dump(mode="json", include={"model", "memory", "inference"})
     settings["model"].pop("encoder_weights")
     rule = inspect.getsource(POLICIES[config.memory.policy])
-    settings["memory"]["code of the rule"] = hashlib.sha256(rule.encode()).hexdigest()[:16]
+    settings["memory"]["rule_code"] = hashlib.sha256(rule.encode()).hexdigest()[:16]
     for name in ("streams", "graphs"):  # they change no mask
         settings["inference"].pop(name)
     return {"weights": weights_hash, "data.objects": objects, **settings}

@@ -288,7 +288,7 @@ def test_an_output_of_other_weights_or_settings_is_refused(predictor, tmp_path, 
         claim(outputs, identity(other, "a", "late"))
     with monkeypatch.context() as patched:
         patched.setitem(POLICIES, config.memory.policy, POLICIES["fifo"])
-        with pytest.raises(UserError, match=r"memory\.code of the rule=[0-9a-f]{16}, not [0-9a-f]{16}"):
+        with pytest.raises(UserError, match=r"memory\.rule_code=[0-9a-f]{16}, not [0-9a-f]{16}"):
             claim(outputs, identity(config, "a", "late"))
     other = config.model_copy(deep=True)
     other.model.blocks += 1
