@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from common.command import run
-from common.files import refuse_output_in_inputs
+from common.files import check_output_folder
 
 PROTOCOLS = ("lvos", "v1-2022", "davis2017")
 FORMATS = ("davis", "lvos", "youtube", "plain")
@@ -44,7 +44,7 @@ def main() -> None:
     from evaluation.outputs import audit_lines, summary, write
 
     masks = Path(chosen.pred, "masks")  # an OUT of infer.py may well hold its scores beside its masks
-    refuse_output_in_inputs(chosen.output, [chosen.data, masks if masks.is_dir() else chosen.pred])
+    check_output_folder(chosen.output, [chosen.data, masks if masks.is_dir() else chosen.pred])
     evaluation = evaluate(chosen.data, chosen.pred, chosen.split, protocol=chosen.protocol, task=chosen.task,
                           unseen=chosen.unseen, format=chosen.format, workers=chosen.workers, strict=chosen.strict,
                           progress=True)

@@ -19,7 +19,7 @@ import torch
 from common.allocator import keep_large_blocks
 from common.command import run
 from common.errors import UserError, UserErrors
-from common.files import file_hash, refuse_output_in_inputs
+from common.files import check_output_folder, file_hash
 from common.ranks import PATIENCE, Ranks, joined_ranks
 from configs import Config
 from datasets.check import check_videos
@@ -42,7 +42,7 @@ def main() -> None:
 
 def infer(arguments: argparse.Namespace, ranks: Ranks) -> None:
     inputs = [path for path in (arguments.data, arguments.video) if path is not None and Path(path).is_dir()]
-    refuse_output_in_inputs(arguments.output, inputs)
+    check_output_folder(arguments.output, inputs)
     predictor = Predictor(arguments.weights, arguments.model, arguments.config, ranks.device,
                           arguments.settings)
     config = predictor.config

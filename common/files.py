@@ -48,15 +48,23 @@ def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def refuse_output_in_inputs(output: str | Path, inputs: Iterable[str | Path]) -> None:
-    """UserError where ``output`` lies inside a folder that is only read, or is no folder and cannot become one."""
+def check_output_folder(output: str | Path, inputs: Iterable[str | Path] = ()) -> None:
+    """Before work: UserError where ``output`` is no folder and cannot become one, or lies inside one of ``inputs``,
+    folders that are only read."""
     place = Path(output).resolve()
     file = next((path for path in (place, *place.parents) if path.exists()), place)
     if not file.is_dir():
-        raise UserError(f"--output: {file} is a file; name a folder")
+        raise UserError(f"{output}: {file} is a file; name a folder to write")
     for folder in inputs:
         if place.is_relative_to(Path(folder).resolve()):
-            raise UserError(f"--output: {output} lies inside {folder}, which is only read; name a folder elsewhere")
+            raise UserError(f"{output}: lies inside {folder}, which is only read; name another place to write")
+
+
+def check_output_file(output: str | Path, inputs: Iterable[str | Path] = ()) -> None:
+    """The same for a file."""
+    if Path(output).is_dir():
+        raise UserError(f"{output}: is a folder; name a file to write")
+    check_output_folder(Path(output).absolute().parent, inputs)
 
 
 def file_hash(path: str | Path) -> str:

@@ -224,8 +224,14 @@ def _check_ranges(video: Video, found: VideoSet, problems: Problems) -> None:
         if missing:
             problems.append(f"{where} is annotated in frame {missing[0]} ({len(missing)} such), which has no "
                             "image; restore it")
+        if not 0 < record.id < IGNORE:
+            problems.warnings.append(f"{where} has the id {record.id}, which no mask can hold; ids are 1 to 254")
         span = record.range
         if span is None:
+            continue
+        if span.end < span.start or span.frame_nums < 2:
+            problems.warnings.append(f"{where}: start {span.start}, end {span.end}, frame_nums {span.frame_nums}: the "
+                                     "evaluator needs a range of two frames and more; mend the meta")
             continue
         if span.start not in numbers:
             problems.warnings.append(f"{where} starts at frame {span.start}, which does not exist; the masks are used")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.files import write_json
+from common.files import check_output_folder, write_json
 from datasets.readers import given_labels, write_labels
 from datasets.records import VideoSet
 
@@ -31,9 +31,10 @@ def write_first_annotations(
         lines about what meta and masks disagree on, and videos that show no object.
 
     Raises:
-        UserError: ``output`` is in use, or a mask cannot be read.
+        UserError: ``output`` is in use or inside the data, or a mask cannot be read.
     """
     output = Path(output)
+    check_output_folder(output, [found.root])
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: the folder is not empty; name a new one or remove it")
     beside = output.with_name(f".{output.name}.{os.getpid()}.part")

@@ -22,6 +22,7 @@ class Header:
     width: int
     height: int
     mode: str  # one of PNG_MODES; JPEG: colour
+    exif: bool = False  # whether a JPEG has one
 
 
 def read_header(path: str | Path) -> Header:
@@ -35,7 +36,7 @@ def read_header(path: str | Path) -> Header:
                 header = _jpeg(head)
                 if header is None:  # a long preamble (EXIF, a colour profile)
                     header = _jpeg(head + stream.read())
-                if header is not None and b"Exif\0\0" in head and _turned(path):
+                if header is not None and header.exif and _turned(path):
                     header = replace(header, width=header.height, height=header.width)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); add or restore it") from error
@@ -59,7 +60,7 @@ def _png(data: bytes) -> Header | None:
 
 
 def _jpeg(data: bytes) -> Header | None:
-    place = 2
+    place, exif = 2, False
     while place + 9 <= len(data):
         if data[place] != 0xFF:
             return None
@@ -69,7 +70,8 @@ def _jpeg(data: bytes) -> Header | None:
             continue
         if marker in _FRAME_HEADERS:
             height, width = struct.unpack(">HH", data[place + 5 : place + 9])
-            return Header("JPEG", width, height, "colour")
+            return Header("JPEG", width, height, "colour", exif)
+        exif = exif or data[place + 4 : place + 10] == b"Exif\0\0"
         place += 2 + struct.unpack(">H", data[place + 2 : place + 4])[0]
     return None
 

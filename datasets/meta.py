@@ -45,9 +45,11 @@ class ObjectRecord:
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON of ``path``; UserError for what is no JSON."""
+    """Parsed JSON of ``path``; UserError for what is no JSON or cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); restore the file, or remove it") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); download or repair the file") from error
 

@@ -132,7 +132,9 @@ def list_splits(root: str | Path) -> list[str]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; name an existing data root")
-    listed = [path.stem for year in ("2017", "2016") for path in sorted((root / "ImageSets" / year).glob("*.txt"))]
+    years = {year: [path.stem for path in sorted((root / "ImageSets" / year).glob("[!.]*.txt"))]
+             for year in ("2017", "2016")}
+    listed = years["2017"] + [f"2016/{name}" if name in years["2017"] else name for name in years["2016"]]
     folders = [entry.name for entry in sorted(root.iterdir()) if entry.is_dir() and _has_layout(entry)]
     splits = list(dict.fromkeys(listed + folders))
     return splits or ([""] if _has_layout(root) else [])
@@ -148,7 +150,7 @@ def _davis(root: Path, split: str) -> VideoSet | None:
         folder = root / "ImageSets" / year
         if not folder.is_dir():
             continue
-        lists = {path.stem: path for path in sorted(folder.glob("*.txt"))}
+        lists = {path.stem: path for path in sorted(folder.glob("[!.]*.txt"))}
         name = _matching(split_name, lists, folder)
         if name is None:
             continue
@@ -233,7 +235,10 @@ def _video(
     image_folder = images / name if (images / name).is_dir() else None
     mask_folder = annotations / name if (annotations / name).is_dir() else None
     pictures = _files(image_folder, IMAGE_SUFFIXES) if image_folder else []
-    masks = tuple(stem for stem, _ in _files(mask_folder, (".png",))) if mask_folder else ()
+    drawn = _files(mask_folder, (".png",)) if mask_folder else []
+    if odd := [f"{stem}{suffix}" for stem, suffix in drawn if suffix != ".png"]:
+        raise UserError(f"{mask_folder}: {odd[0]} ({len(odd)} such): masks end in .png, in small letters; rename them")
+    masks = tuple(stem for stem, _ in drawn)
     suffixes = sorted({suffix for _, suffix in pictures})
     if len(suffixes) > 1:
         raise UserError(f"{image_folder}: images of several kinds ({', '.join(suffixes)}); keep one kind a video")
@@ -281,7 +286,7 @@ def _find_meta(folder: Path, root: Path, names: Sequence[str]) -> Path | None:
     """The split's meta: inside the folder or beside it, under every spelling seen in the wild."""
     spellings = [f"{name}_meta.json" for name in names] + [f"meta_{name}.json" for name in names] + ["meta.json"]
     for place in dict.fromkeys((folder, root)):
-        present = {entry.name.lower(): entry for entry in sorted(place.glob("*.json"))}
+        present = {entry.name.lower(): entry for entry in sorted(place.glob("[!.]*.json"))}
         matches = [present[spelling] for spelling in spellings if spelling in present]
         if len(matches) > 1 and len({match.read_bytes() for match in matches}) > 1:
             raise UserError(f"{place}: '{matches[0].name}' and '{matches[1].name}' differ; keep the one that is right")
@@ -299,8 +304,8 @@ def _extra_files(folder: Path, root: Path, meta: Path | None) -> list[Path]:
 
     Those of other splits do no harm: what they say is looked up by the video's name.
     """
-    inside = [path for path in sorted(folder.glob("*.json")) if path != meta]
-    beside = [path for path in sorted(root.glob("*.json")) if path != meta and _is_extra(path.name)]
+    inside = [path for path in sorted(folder.glob("[!.]*.json")) if path != meta]
+    beside = [path for path in sorted(root.glob("[!.]*.json")) if path != meta and _is_extra(path.name)]
     return list(dict.fromkeys(inside + beside))
 
 

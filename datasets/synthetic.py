@@ -65,7 +65,7 @@ def make(
     def scene_of(rng: np.random.Generator, chosen: Options, split: int, index: int, unseen: bool) -> Scene:
         return compose(rng, chosen, split, index, unseen, stocks[split])
 
-    return write_dataset(out, chosen, scene_of, cutouts=[source.name for source in sources])
+    return write_dataset(out, chosen, scene_of, cutouts=[source.fingerprint() for source in sources])
 
 
 def make_long_cuts(
@@ -93,4 +93,5 @@ def make_long_cuts(
     def cut_of(rng: np.random.Generator, chosen: Options, split: int, index: int, unseen: bool) -> LongCut:
         return cuts[index]
 
-    return write_dataset(out, chosen, cut_of, clips=[cut.clip.name for cut in cuts])
+    return write_dataset(out, chosen, cut_of, clips=[cut.clip.fingerprint() for cut in cuts],
+                         others=[source.fingerprint() for source in sources])

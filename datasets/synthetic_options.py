@@ -65,6 +65,8 @@ def options(
         else videos
     lengths = base.frames if frames is None else (min(base.frames[0], frames), frames, frames)
     height, width = size or base.size
+    if seed < 0:
+        raise UserError(f"--seed: {seed} is negative; give 0 or more")
     if min(counts) < 0 or not any(counts):
         raise UserError(f"--videos: {counts} makes no video; give positive numbers")
     shortest = 400 if preset == "long" else 8

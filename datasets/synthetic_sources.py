@@ -36,6 +36,10 @@ class Source:
         """Whether every frame has a mask."""
         return all(mask is not None for _, mask in self.frames)
 
+    def fingerprint(self) -> str:
+        """Its name and the bytes of its files, in number: what tells it from another source of this name."""
+        return f"{self.name} {sum(path.stat().st_size for frame in self.frames for path in frame if path is not None)}"
+
 
 @dataclass(frozen=True)
 class CutOut:
@@ -138,6 +142,9 @@ def cut(model: CutOut, radius: float) -> CutOutLook:
             cover = read_labels(mask) == model.label
             if not crops or _is_fit(cover):
                 crops.append((read_image(image), cover))
+                if crops[-1][0].shape[:2] != cover.shape:
+                    raise UserError(f"{mask}: the mask is {cover.shape[1]}x{cover.shape[0]}, its picture "
+                                    f"{crops[-1][0].shape[1]}x{crops[-1][0].shape[0]}; make them equal")
     half = max(max(np.ptp(place) for place in np.nonzero(cover)) for _, cover in crops) // 2 + 2
     extent = float(np.clip(np.sqrt(2.2 * half * half / crops[0][1].sum()), 1, _MOST_EXTENT))
     side = max(round(2.6 * radius * extent), 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 
 from common.errors import UserError
-from common.files import write_json, write_text
+from common.files import check_output_folder, write_json, write_text
 from common.progress import Progress
 from datasets.meta import read_json
 from datasets.readers import write_labels
@@ -60,8 +61,8 @@ def write_dataset(out: str | Path, chosen: Options, scene_of: DrawingMaker, **mo
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and was not made with these options; choose another folder or remove it")
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    check_output_folder(out)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         unseen: list[str] = []
         with Progress(sum(chosen.videos), f"generate {out}", unit="video") as progress:
@@ -121,7 +122,8 @@ def _write_video(
     """Write frames and masks; return label -> (number of its first frame, frames from there to the video's end).
 
     An object is annotated from the first frame in which at least 60 % of it is visible (or, failing that, from the
-    video's middle on); before, it is background, as in data that people annotated.
+    video's middle on); before, it is background, as in data that people annotated. None begins in the last frame,
+    where there is nothing to segment.
     """
     images, masks = folder / "JPEGImages" / name, folder / "Annotations" / name
     images.mkdir(parents=True)
@@ -129,7 +131,8 @@ def _write_video(
     for frame, (picture, labels, visible) in enumerate(scene.draw()):
         number = first_number + STEP * frame
         threshold = 0.6 if frame < scene.frames // 2 else 0.1
-        new = [label for label, share in visible.items() if label not in starts and share >= threshold]
+        new = [label for label, share in visible.items() if label not in starts and share >= threshold
+               and frame < scene.frames - 1]
         starts.update({label: (number, scene.frames - frame) for label in new})
         keep = np.zeros(256, np.uint8)
         keep[255] = 255  # void of real clips stays void

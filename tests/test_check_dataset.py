@@ -146,6 +146,17 @@ def test_davis_2016_masks_of_0_and_255_are_sound(tmp_path):
     assert check(tmp_path) == []
 
 
+def test_objects_that_no_evaluator_takes_are_doubted(root):
+    def change(videos):
+        videos["a"]["objects"]["300"] = videos["a"]["objects"].pop("1")
+        videos["b"]["objects"]["1"]["frame_range"] |= {"end": 0}
+        videos["b"]["objects"]["2"]["frame_range"] |= {"frame_nums": 1}
+
+    change_meta(root, change)
+    said = "\n".join(check(root).warnings)
+    assert "the id 300, which no mask can hold" in said and "end 0" in said and "frame_nums 1:" in said
+
+
 def test_headers_are_read_through_long_preambles_and_trailing_bytes(tmp_path):
     image = Image.new("RGB", (33, 21))
     image.save(tmp_path / "a.jpg", progressive=True, comment=b"x" * 5000)
@@ -187,7 +198,8 @@ def test_the_command_lists_every_split_and_its_exit_status_says_what_it_found(ro
 def test_first_annotations_writes_a_youtube_vos_folder_that_reads_the_same(root, tmp_path):
     from datasets.readers import given_labels
 
-    output = tmp_path / "converted"
+    assert run_tool("tools.first_annotations", root, root / "inside").returncode == 2
+    output = tmp_path.with_name(f"{tmp_path.name}_converted")
     done = run_tool("tools.first_annotations", root, output, "--split", "val")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (output / "Annotations/a").iterdir()) == [f"{STEMS[0]}.png", f"{STEMS[2]}.png"]

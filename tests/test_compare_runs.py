@@ -7,7 +7,9 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
+from common.errors import UserErrors
 from evaluation.aggregate import columns_of, global_numbers
+from tools.compare_runs import load
 
 VIDEOS = [f"video_{place:02d}" for place in range(16)]
 
@@ -91,6 +93,15 @@ def test_results_that_do_not_measure_the_same_are_refused(tmp_path):
     assert len(lines) == 4 and "other objects" in lines[0] and "(in video_07)" in lines[0]
     assert "protocol davis2017" in lines[1] and "another ground truth" in lines[2] and "another list" in lines[3]
     assert command(first, renamed).returncode == 0
+
+
+def test_a_result_that_lacks_a_part_is_named(tmp_path):
+    save(tmp_path / "first", base())
+    for key, part in (("analyses", {}), ("provenance", None), ("clean", {})):
+        path = save(tmp_path / key, base()) / "scores.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: part}))
+        with pytest.raises(UserErrors, match=f"{key}/scores.json: is no whole result"):
+            load([tmp_path / "first", tmp_path / key])
 
 
 @pytest.mark.parametrize(("words", "wanted"), [

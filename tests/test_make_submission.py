@@ -50,6 +50,33 @@ def test_a_zip_is_right_and_the_same_each_time(data):
         assert archive.namelist() == [f"Annotations/{name}/{stem}.png" for name in ("a", "b") for stem in STEMS]
 
 
+def test_frames_without_an_image_and_how_the_set_was_found_are_said(data):
+    for name in ("a", "b"):
+        (data / "root/test/JPEGImages" / name / f"{STEMS[2]}.jpg").unlink()
+    _, notes = make_submission(data / "pred", data / "root", "test", data / "out.zip")
+    assert [note[:8] for note in notes if f"first {STEMS[2]}" in note and "may ask for it" in note] == ["note: a:",
+                                                                                                       "note: b:"]
+    _, notes = make_submission(data / "pred", data / "root/test", "val", data / "out.zip")
+    assert any("one split by itself" in note for note in notes)
+
+
+def test_a_zip_goes_where_it_can(data):
+    for place, said in (("root/out.zip", "only read"), ("pred/a/00000001.png/out.zip", "is a file")):
+        with pytest.raises(UserError, match=said):
+            make_submission(data / "pred", data / "root", "test", data / place)
+    (data / "folder.zip").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        make_submission(data / "pred", data / "root", "test", data / "folder.zip")
+
+
+def test_turned_photographs_have_the_size_of_their_masks(data):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in (data / "root/test/JPEGImages").rglob("*.jpg"):
+        Image.new("RGB", (8, 12)).save(path, exif=exif)
+    make_submission(data / "pred", data / "root", "test", data / "out.zip")
+
+
 def test_everything_wrong_is_listed_at_once_and_nothing_is_written(data):
     pred = data / "pred"
     (pred / "a" / f"{STEMS[1]}.png").unlink()

@@ -55,6 +55,9 @@ def test_damaged_records_name_file_and_line(tmp_path):
     path.write_text(json.dumps(story()[0]) + "\n{\"number\": 1")
     with pytest.raises(UserError, match=r"bird\.jsonl:2"):
         read_records(path)
+    path.write_text(json.dumps(record(0)) + "\n")  # a reference that was never written
+    with pytest.raises(UserError, match=r"bird\.jsonl: its records do not fit together"):
+        read_records(path)
     path.write_text("")
     with pytest.raises(UserError, match="no records"):
         read_records(path)

@@ -250,6 +250,24 @@ def test_the_splits_of_a_root_are_listed(tmp_path):
     touch(tmp_path / "ImageSets/2017/val.txt", tmp_path / "docs/readme.txt")
     assert list_splits(tmp_path) == ["val", "train", "valid"]
     assert list_splits(tmp_path / "train") == [""]
+    touch(*(tmp_path / "ImageSets" / name for name in ("2016/val.txt", "2016/trainval.txt", "2017/._val.txt")))
+    assert list_splits(tmp_path) == ["val", "trainval", "2016/val", "train", "valid"]
+
+
+def test_hidden_files_are_no_metas_and_what_cannot_be_read_is_named(tmp_path):
+    add_video(tmp_path / "val", "a")
+    (tmp_path / "val" / "._val_meta.json").write_bytes(b"\0\5\26\7")
+    assert open_videos(tmp_path, "val").meta is None
+    (tmp_path / "val" / "val_meta.json").symlink_to(tmp_path / "gone.json")
+    with pytest.raises(UserError, match=r"val_meta\.json: cannot be read"):
+        open_videos(tmp_path, "val")
+
+
+def test_masks_in_capital_letters_are_named(tmp_path):
+    add_video(tmp_path / "val", "a", masks=("00000001",))
+    touch(tmp_path / "val/Annotations/a/00000006.PNG")
+    with pytest.raises(UserError, match=r"00000006\.PNG .* masks end in \.png"):
+        open_videos(tmp_path, "val")
 
 
 def test_golden_evaluation_roots_open_without_images(shared):

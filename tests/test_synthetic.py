@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import UserError
 from common.files import file_hash
+from datasets.check import check_videos
 from datasets.readers import DAVIS_PALETTE, given_labels, read_image, read_labels, write_labels
 from datasets.records import open_videos
 from datasets.synthetic import make, make_long_cuts
@@ -109,6 +110,27 @@ def test_the_same_options_again_do_nothing_and_others_are_refused(small):
     assert contents(small) == before
 
 
+def test_cutouts_of_other_files_under_the_same_names_are_another_set(material, tmp_path):
+    made = {"videos": (1, 1, 0), "frames": 8, "size": (48, 64)}
+    make(tmp_path / "cut", **made, cutouts=[material])
+    make(tmp_path / "cut", **made, cutouts=[material])
+    shutil.copytree(material, tmp_path / "other")
+    path = min((tmp_path / "other/JPEGImages").glob("*.jpg"))
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(UserError, match="not made with these options"):
+        make(tmp_path / "cut", **made, cutouts=[tmp_path / "other"])
+    for path in (tmp_path / "other/Annotations").glob("*.png"):
+        write_labels(path, np.pad(read_labels(path), ((0, 1), (0, 0))))
+    with pytest.raises(UserError, match=r"the mask is 90x61, its picture 90x60"):
+        make(tmp_path / "another", videos=(8, 8, 0), frames=8, size=(48, 64), cutouts=[tmp_path / "other"])
+
+
+def test_a_short_video_can_be_scored(tmp_path):
+    for seed in range(6):
+        root = make(tmp_path / str(seed), seed=seed, videos=(0, 3, 0), frames=8, size=(48, 64))
+        assert not [line for line in check_videos(open_videos(root, "val")).warnings if "frame_nums" in line]
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise OSError(28, "No space left on device", "frame")
@@ -126,6 +148,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     ({"frames": 3}, "at least 8"),
     ({"preset": "long", "frames": 100}, "at least 400"),
     ({"size": (20, 224)}, "--size"),
+    ({"seed": -1}, "--seed: -1 is negative"),
 ])
 def test_wrong_options_are_named(wrong, message):
     with pytest.raises(UserError, match=message):

@@ -332,6 +332,9 @@ def test_a_run_is_neither_overwritten_nor_changed(whole, data):
         quick_run(whole, tiny(data))
     with pytest.raises(UserError, match=r"train\.lr: cannot change"):
         quick_run(whole, resume=True, settings=["train.lr=1"])
+    before = weights(whole)
+    quick_run(whole, resume=True, settings=[f"data.root={data}", "train.steps=4"])  # as they are
+    assert same(weights(whole), before)
     with pytest.raises(UserError, match="nothing to resume"):
         quick_run(whole / "elsewhere", resume=True)
 

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -12,6 +14,7 @@ from common.errors import UserError
 from configs import load_config, model_config_path, model_names
 from models import build_network, load_encoder_weights, load_state, load_weights, save_weights
 from models.weights import recognise
+from tests.conftest import REPOSITORY
 from tools.convert_checkpoint import convert_official, export, official_state
 
 OFFICIAL = [name for name in model_names() if "ddmemory" not in name]
@@ -131,6 +134,26 @@ def test_imagenet_weights_load_under_torchvision_names_and_under_timm_names(shar
     assert torch.equal(again.encoder.conv_head.weight, network.encoder.conv_head.weight)
     with pytest.raises(UserError, match="does not fit resnet50"):
         build_network(load_config(model_config_path("r50_aotl"), [f"model.encoder_weights={path}"]))
+
+
+def test_what_the_official_code_would_read_otherwise_is_not_exported(tmp_path):
+    for setting in ("model.heads=4", "model.align_corners=false"):
+        config = load_config(model_config_path("aott"), [setting])
+        save_weights(tmp_path / "ours.safetensors", build_network(config).state_dict(), config)
+        with pytest.raises(UserError, match="was trained with " + setting.partition("=")[0]):
+            export(tmp_path / "ours.safetensors", tmp_path / "out.pth")
+
+
+def test_conversion_touches_neither_its_source_nor_what_is_converted(tmp_path):
+    config = load_config(model_config_path("aott"))
+    path = tmp_path / "ours.safetensors"
+    save_weights(path, build_network(config).state_dict(), config)
+    with pytest.raises(UserError, match="--to-official"):
+        convert_official(path, tmp_path / "again.safetensors")
+    before = path.read_bytes()
+    command = [sys.executable, "-m", "tools.convert_checkpoint", "--to-official", str(path), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 2 and "is the source, too" in done.stderr and path.read_bytes() == before
 
 
 def test_what_the_official_code_could_not_load_is_not_exported(tmp_path):

@@ -79,7 +79,14 @@ def load(paths: Sequence[str | Path]) -> list[Result]:
         if missing := [key for key in wanted if not isinstance(scores, dict) or key not in scores]:
             problems.append(f"{file}: lacks {', '.join(missing)}; run this project's evaluate.py")
             continue
-        results.append(Result(name, file, scores))
+        result = Result(name, file, scores)
+        try:
+            check_comparable([result, result])
+            rows([result])
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            problems.append(f"{file}: is no whole result ({error!r}); run this project's evaluate.py again")
+            continue
+        results.append(result)
     if problems:
         raise UserErrors(problems)
     return results
@@ -127,17 +134,21 @@ def _pair(item: dict[str, Any]) -> tuple[str, str]:
 
 
 def compare(results: Sequence[Result]) -> dict[str, Any]:
-    """The tables: ``headline`` (Rows by metric), ``tests`` (a list a result but the first: metric -> low, high, p),
-    ``videos`` and ``attributes`` (Rows of J&F, means over objects)."""
-    headline = [_row(metric, _counted(results[0], metric), [result.scores["clean"][metric] for result in results])
-                for metric in columns_of(results[0].scores["protocol"])]
+    """The tables of :func:`rows`, and ``tests`` (a list a result but the first: metric -> low, high, p)."""
     tests = [paired(results[0].scores["objects"], result.scores["objects"],
                     columns_of(result.scores["protocol"])) for result in results[1:]]
+    return {**rows(results), "tests": tests}
+
+
+def rows(results: Sequence[Result]) -> dict[str, list[Row]]:
+    """``headline`` (by metric), ``videos`` and ``attributes`` (J&F, means over objects)."""
+    headline = [_row(metric, _counted(results[0], metric), [result.scores["clean"][metric] for result in results])
+                for metric in columns_of(results[0].scores["protocol"])]
     stated = results[0].scores["analyses"]["video_attributes"]
     attributes = [row["attribute"] for row in results[0].scores["analyses"]["attributes"]]
     videos = [item["video"] for item in results[0].scores["videos"]]
     return {
-        "headline": headline, "tests": tests,
+        "headline": headline,
         "videos": [_group(results, video, {video}) for video in videos],
         "attributes": [_group(results, name, {video for video in videos if name in stated[video]["attributes"]})
                        for name in attributes],

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common.command import run
 from common.errors import UserError
-from common.files import written_whole
+from common.files import check_output_file, written_whole
 from configs import Config, load_config, model_config_path
 from models import build_network, load_state, load_weights, save_weights
 from models.names import IGNORED, to_official
@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("--model", help="the variant, where keys and shapes leave it open (B or L)")
     parser.add_argument("--to-official", action="store_true", help="write our weights under the official names")
     arguments = parser.parse_args()
+    check_output_file(arguments.target)
+    if Path(arguments.target).resolve() == Path(arguments.source).resolve():
+        raise UserError(f"{arguments.target}: is the source, too; name another file to write")
     convert = export if arguments.to_official else convert_official
     for line in convert(arguments.source, arguments.target, arguments.model):
         print(line)
@@ -42,6 +45,8 @@ def convert_official(source: str | Path, target: str | Path, model: str | None =
     if Path(target).suffix != ".safetensors":
         raise UserError(f"{target}: our weights are .safetensors files; give the target that suffix")
     tensors, _ = read_tensors(source)
+    if not is_official(tensors):
+        raise UserError(f"{source}: has not the official names; ours are converted to them with --to-official")
     report = []
     if model is None:
         model = recognise(tensors, source)
@@ -66,7 +71,12 @@ def export(source: str | Path, target: str | Path, model: str | None = None) -> 
     if is_official(tensors):
         raise UserError(f"{source}: has the official names already; leave --to-official out")
     config, tensors = load_weights(source, model)
-    released = build_network(load_config(model_config_path(config.model.name))).state_dict()
+    official = load_config(model_config_path(config.model.name))
+    released = build_network(official).state_dict()
+    for setting in ("heads", "align_corners"):  # which no shape shows
+        if getattr(config.model, setting) != getattr(official.model, setting):
+            raise UserError(f"{source}: was trained with model.{setting}={getattr(config.model, setting)}, unlike the "
+                            f"official {config.model.name}, which would read it otherwise")
     if {key: value.shape for key, value in tensors.items()} != {key: value.shape for key, value in released.items()}:
         raise UserError(f"{source}: differs in shape from {config.model.name}, so the official code could not load it; "
                         "only the variants of docs/model_zoo.md can be exported")

@@ -37,10 +37,9 @@ def main() -> None:
     data, masks = out / "data", out / "masks_val"
 
     command("data", "-m", "tools.make_dataset", data, "--preset", "demo", "--seed", arguments.seed)
-    if not (out / "train" / "weights.safetensors").is_file():
-        resume = ["--resume"] if (out / "train" / "config.yaml").is_file() else []
-        command("training", "train.py", "--config", RECIPE, "--output", out / "train", *resume,
-                f"data.root={data}", f"seed={arguments.seed}", *arguments.settings)
+    resume = ["--resume"] if list(out.glob("train/checkpoints/*")) else []
+    command("training", "train.py", "--config", RECIPE, "--output", out / "train", *resume,
+            f"data.root={data}", f"seed={arguments.seed}", *arguments.settings)
     weights = out / "train" / "weights.safetensors"
     for split in ("val", "test"):
         command(f"masks of {split}", "infer.py", "--weights", weights, "--data", data, "--split", split,

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from common.command import run
 from common.errors import UserError, UserErrors
-from common.files import file_hash, written_whole
+from common.files import check_output_file, file_hash, written_whole
 from common.progress import Progress
+from datasets.headers import image_size
 from datasets.readers import given_labels
 from datasets.records import Video, VideoSet, open_videos
 from evaluation.evaluator import prediction_folder
@@ -57,8 +57,9 @@ def main() -> None:
     if len(arguments.paths) != (0 if arguments.check else 2):
         parser.error("give PRED and OUT.zip, or --check ZIP alone")
     if arguments.check:
-        wanted = needed(open_videos(arguments.data, arguments.split, need_images=False))
-        notes = check_zip(Path(arguments.check), wanted)
+        found = open_videos(arguments.data, arguments.split, need_images=False)
+        wanted = needed(found)
+        notes = [*doubts(found), *check_zip(Path(arguments.check), wanted)]
         print(*notes, f"{arguments.check}: right: {count(wanted)}", sep="\n")
         return
     pred, out = arguments.paths
@@ -75,9 +76,10 @@ def make_submission(
     """
     if Path(zip_path).suffix != ".zip":
         raise UserError(f"{zip_path}: the submission's name must end in .zip")
+    check_output_file(zip_path, [data])
     found = open_videos(data, split, need_images=False)
     wanted = needed(found)
-    return wanted, pack(prediction_folder(pred, found), Path(zip_path), wanted)
+    return wanted, [*doubts(found), *pack(prediction_folder(pred, found), Path(zip_path), wanted)]
 
 
 def count(wanted: list[Wanted]) -> str:
@@ -106,6 +108,17 @@ def needed(found: VideoSet) -> list[Wanted]:
     return wanted
 
 
+def doubts(found: VideoSet) -> list[str]:
+    """Notes on the data set: how it was found, and frames of the meta's ranges that have no image."""
+    notes = [f"note: {line}" for line in found.notes]
+    for video in found.videos:
+        missing = sorted(set(_stems_of_ranges(video)) - set(video.frames)) if video.image_folder is not None else []
+        if missing:
+            notes.append(f"note: {video.name}: {len(missing)} frames of the meta's ranges have no image (first "
+                         f"{missing[0]}): none of their masks is packed, though the server may ask for it")
+    return notes
+
+
 def _stems_of_ranges(video: Video) -> tuple[str, ...]:
     numbers = {number for record in video.objects if record.range is not None
                for number in range(record.range.start, record.range.end, STEP)}
@@ -128,11 +141,7 @@ def _size(video: Video) -> tuple[int, int] | None:
         path = video.mask_path(video.masks[0])
     else:
         return None
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path}: not a readable image ({error}); restore the file") from None
+    return image_size(path)
 
 
 def pack(folder: Path, out: Path, wanted: list[Wanted]) -> list[str]:

@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 
 from common.command import run
-from common.errors import UserError
-from common.files import write_text
+from common.errors import UserError, nearest
+from common.files import check_output_file, write_text
 from datasets.readers import read_image, read_labels
 from datasets.records import Video, open_videos
 
@@ -46,15 +46,20 @@ def main() -> None:
     arguments = parse()
     folder = Path(arguments.run) / "inspect"
     files = sorted(folder.glob("*.jsonl"))
-    if arguments.videos:
-        files = [path for path in files if path.stem in arguments.videos.split(",")]
     if not files:
-        raise UserError(f"{folder}: no records; run infer.py with --inspect, and check --videos")
+        raise UserError(f"{folder}: no records; run infer.py with --inspect")
+    output = Path(arguments.output) if arguments.output else Path(arguments.run) / "memory_report.html"
+    check_output_file(output)
+    if arguments.videos:
+        known = {path.stem: path for path in files}
+        for name in arguments.videos.split(","):
+            if name not in known:
+                raise UserError(f"--videos: no record of '{name}' in {folder}; {nearest(name, known)}")
+        files = [known[name] for name in arguments.videos.split(",")]
     videos = {}
     if arguments.data:
         found = open_videos(arguments.data, arguments.split, videos=[path.stem for path in files])
         videos = {video.name: video for video in found.videos}
-    output = Path(arguments.output) if arguments.output else Path(arguments.run) / "memory_report.html"
     sections = [section(read_records(path), path.stem, videos.get(path.stem), Path(arguments.run)) for path in files]
     write_text(output, page(sections))
     print(f"wrote {output}")
@@ -85,6 +90,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         records.append(record)
     if not records:
         raise UserError(f"{path}: holds no records; run infer.py with --inspect again")
+    try:
+        for group in groups_of(records):
+            held_frames(group)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its records do not fit together ({error!r}); run infer.py with --inspect again"
+                        ) from error
     return records
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.command import run
 from common.errors import UserError
-from common.files import write_text
+from common.files import check_output_file, write_text
 
 # Title, key of metrics.jsonl, logarithmic.
 PANELS = (("Loss", "loss", True), ("Validation (J&F, per cent)", "J&F", False), ("Gradient norm", "gradient", True),
@@ -26,8 +26,9 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder with metrics.jsonl; stages are drawn too")
     parser.add_argument("--output", help="the page (default: curves.html in the first RUN)")
     arguments = parser.parse_args()
-    folders = [part for folder in arguments.runs for part in stages(Path(folder))]
     output = Path(arguments.output or Path(arguments.runs[0]) / "curves.html")
+    check_output_file(output)
+    folders = [part for folder in arguments.runs for part in stages(Path(folder))]
     write_text(output, page({str(folder): read_metrics(folder) for folder in folders}))
     print(f"wrote {output}")
 
@@ -48,11 +49,11 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
         try:
             row = json.loads(line)
             step = row.pop("step")
-        except (ValueError, KeyError) as error:
+            row.update(row.pop("validation", {}))
+            if row.get("seconds"):
+                row["waiting"] = row["data_seconds"] / row["seconds"]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{file}: line {number} is not a line of metrics; remove it") from error
-        row.update(row.pop("validation", {}))
-        if row.get("seconds"):
-            row["waiting"] = row["data_seconds"] / row["seconds"]
         for key, value in row.items():
             if value is not None:  # it was not finite
                 series.setdefault(key, []).append((step, value))

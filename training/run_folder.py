@@ -28,7 +28,7 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
 
     Args:
         configs: of a new run, in order; resume: the folder's own configurations hold, and ``settings`` may only name
-            ``train.stop_at``.
+            ``train.stop_at``, or what they say already.
     Raises:
         UserError: a new run in the folder of another, or nothing to resume.
     """
@@ -36,9 +36,11 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
     if resume:
         if not file.is_file():
             raise UserError(f"{file}: nothing to resume there; start without --resume")
-        refused = [text.partition("=")[0] for text in settings if text.partition("=")[0] != "train.stop_at"]
-        if refused:
-            raise UserError(f"{refused[0]}: cannot change in a resumed run, which keeps {file}; leave it out")
+        kept = load_config(file)
+        for key, text in ((text.partition("=")[0], text) for text in settings):
+            if key != "train.stop_at" and load_config(file, [text]) != kept:
+                raise UserError(f"{key}: cannot change in a resumed run, which keeps {file}; leave it out, or begin "
+                                "another run with another --output")
         return
     if file.exists():
         begun = ("**/checkpoints", "**/tensorboard", "**/weights.safetensors")  # what training itself writes
