@@ -43,7 +43,7 @@ def check_videos(found: VideoSet, *, deep: bool = False, advance: Callable[[int]
     problems = Problems()
     problems.notes += found.notes
     if not found.videos:
-        problems.notes.append(f"{found.images}: no video folders")
+        problems.append(f"{found.images}: no video folders; put one folder of frames a video there")
     all_ids = deep or sum(len(video.masks) for video in found.videos) <= _FEW_MASKS
     with ThreadPoolExecutor(8) as pool:
         parts = pool.map(lambda video: _check_video(video, found, deep, all_ids), found.videos)

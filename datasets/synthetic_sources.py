@@ -106,6 +106,12 @@ def find_sources(folders: Sequence[str | Path], key: str) -> list[Source]:
                     sources.append(Source(entry.name, frames))
             elif entry.suffix.lower() in IMAGE_SUFFIXES and (masks / f"{entry.stem}.png").is_file():
                 sources.append(Source(entry.stem, ((entry, masks / f"{entry.stem}.png"),)))
+        known: dict[tuple[str, int], Path] = {}
+        for source in sources:
+            image = source.frames[0][0]
+            other = known.setdefault((source.name, image.stat().st_size), image)
+            if other != image:
+                raise UserError(f"{key} {folder}: {image} is the same picture as {other}; name each material once")
         if len(sources) == before:
             raise UserError(f"{key} {folder}: no photograph or clip in it has a mask; see JPEGImages and Annotations")
     return sources

@@ -22,7 +22,7 @@ from datasets.synthetic_scene import Drawn
 
 STEP = 5  # between frame numbers, as in LVOS
 JPEG_QUALITY = 92
-_VERSION = 1  # of the generator: other pictures, other number
+_VERSION = 2  # of the generator: other pictures, other number
 _LETTERS = np.array(list("ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz0123456789"))
 
 

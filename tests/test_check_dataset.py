@@ -146,6 +146,16 @@ def test_davis_2016_masks_of_0_and_255_are_sound(tmp_path):
     assert check(tmp_path) == []
 
 
+def test_many_objects_unknown_frames_and_empty_splits_are_said(root):
+    write_labels(root / "val/Annotations/a" / f"{STEMS[3]}.png", np.full(SIZE, 11, np.uint8))
+    change_meta(root, lambda videos: videos["b"]["objects"].update({"2": {"frames": [STEMS[2], "00000099"]}}))
+    found = check(root)
+    assert any("segmented in groups" in line for line in found.notes)
+    assert any("frame 00000099 (1 such), which has no image" in line for line in found)
+    (root / "empty/JPEGImages").mkdir(parents=True)
+    assert "no video folders" in check_videos(open_videos(root, "empty", need_images=False))[0]
+
+
 def test_objects_that_no_evaluator_takes_are_doubted(root):
     def change(videos):
         videos["a"]["objects"]["300"] = videos["a"]["objects"].pop("1")

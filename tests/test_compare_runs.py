@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 from common.errors import UserErrors
 from evaluation.aggregate import columns_of, global_numbers
-from tools.compare_runs import load
+from tools.compare_runs import check_comparable, load, rows
 
 VIDEOS = [f"video_{place:02d}" for place in range(16)]
 
@@ -69,6 +69,19 @@ def test_text_and_page_of_three_results(tmp_path):
     assert "fewer than 10 videos" not in text
 
 
+def test_groups_and_headline_are_of_the_clean_scores(tmp_path):
+    folder = save(tmp_path / "a", base())
+    scores = json.loads((folder / "scores.json").read_text())
+    for place, item in enumerate(scores["objects"]):
+        item |= {"J-Mean": 0.2, "F-Mean": 0.6, **({"clean": {"J-Mean": 0.4, "F-Mean": 1.0}} if place == 0 else {})}
+    scores["clean"] = {**scores["clean"], "J&F": 0.123}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    found = rows(load([folder]))
+    assert next(row.values for row in found["headline"] if row.name == "J&F") == [0.123]
+    assert [row.values[0] for row in found["videos"][:2]] == pytest.approx([0.7, 0.4])
+    assert next(row.values[0] for row in found["attributes"] if row.name == "FM") == pytest.approx((0.7 + 3 * 0.4) / 4)
+
+
 def test_a_difference_that_rests_on_one_video_is_not_sure_and_few_videos_are_said(tmp_path):
     one = save(tmp_path / "one", base())
     other = save(tmp_path / "other", base(lambda place: 0.3 if place == 5 else 0.0))
@@ -86,6 +99,11 @@ def test_results_that_do_not_measure_the_same_are_refused(tmp_path):
     first = save(tmp_path / "first", base())
     part = save(tmp_path / "part", {name: score for name, score in base().items() if name != "video_07"})
     davis = save(tmp_path / "davis", base(), protocol="davis2017", ground_truth_sha256="other", lists={"list.txt": "x"})
+    meta, task = save(tmp_path / "meta", base(), meta="other"), save(tmp_path / "task", base()) / "scores.json"
+    task.write_text(task.read_text().replace("semi-supervised", "unsupervised_single"))
+    for other, said in ((meta, "another meta"), (task, "task unsupervised_single")):
+        with pytest.raises(UserErrors, match=said):
+            check_comparable(load([first, other]))
     renamed = save(tmp_path / "renamed", base(), lists={"another_name.txt": "hash"})
     done = command(first, part, davis)
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 """Submissions: what is packed passes its own check, byte for byte the same each time, and nothing wrong gets in."""
 
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -58,6 +59,29 @@ def test_frames_without_an_image_and_how_the_set_was_found_are_said(data):
                                                                                                        "note: b:"]
     _, notes = make_submission(data / "pred", data / "root/test", "val", data / "out.zip")
     assert any("one split by itself" in note for note in notes)
+
+
+@pytest.mark.parametrize("end", [11, 12, 16])
+def test_without_images_the_ranges_say_which_frames_there_are(data, end):
+    shutil.rmtree(data / "root/test/JPEGImages")
+    span = {"frame_range": {"start": 1, "end": end, "frame_nums": 3}}
+    meta = {"videos": {name: {"objects": {"1": span, "2": span}} for name in ("b", "a")}}
+    (data / "root/test/test_meta.json").write_text(json.dumps(meta))
+    assert [video.stems for video in wanted(data)] == [tuple(STEMS)] * 2
+
+
+def test_what_the_zip_must_be_called_and_which_objects_no_mask_shows_is_said(data):
+    with pytest.raises(UserError, match=r"must end in \.zip"):
+        make_submission(data / "pred", data / "root", "test", data / "out.tar")
+    for stem in STEMS:
+        write_labels(data / "pred/a" / f"{stem}.png", np.minimum(labels(), 1))
+        write_labels(data / "pred/b" / f"{stem}.png", labels()[:4])
+    with pytest.raises(UserErrors, match="12x4 pixels, the frames are 12x8"):
+        make_submission(data / "pred", data / "root", "test", data / "out.zip")
+    for stem in STEMS:
+        write_labels(data / "pred/b" / f"{stem}.png", labels())
+    _, notes = make_submission(data / "pred", data / "root", "test", data / "out.zip")
+    assert notes == ["note: a: object 2 of the data set is in no mask"]
 
 
 def test_a_zip_goes_where_it_can(data):

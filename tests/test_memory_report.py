@@ -1,14 +1,30 @@
 """The page of the memory: what was held when, from records, without a network."""
 
+import base64
+import io
 import json
 import xml.etree.ElementTree as tree
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from common.errors import UserError
 from datasets.readers import write_labels
-from tools.memory_report import groups_of, held_frames, page, read_records, runs, section
+from datasets.records import Video
+from tools.memory_report import (
+    PICTURES,
+    Held,
+    groups_of,
+    held_frames,
+    page,
+    read_records,
+    runs,
+    section,
+    shown,
+    thumbnail,
+    true_presence,
+)
 
 
 def record(number: int, written=(), dropped=(), stored=(0,), mass=None, **more) -> dict:
@@ -44,6 +60,36 @@ def test_page_shows_every_fact_and_the_frames(tmp_path):
         assert label in labels
     html = page([told])
     assert html.count("data:image/jpeg") == 3 and "bird (6 frames)" in html and "http" not in html
+
+
+def test_with_the_data_the_page_has_true_presence_and_the_frames_themselves(tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    stems = [f"{5 * number + 1:08d}" for number in range(6)]
+    for number, stem in enumerate(stems):
+        Image.new("RGB", (60, 40), (0, 0, 40 * number)).save(tmp_path / "JPEGImages" / f"{stem}.jpg")
+        write_labels(tmp_path / "Annotations" / f"{stem}.png", np.full((40, 60), 7 if 1 < number < 4 else 0, np.uint8))
+    video = Video("bird", tuple(stems), tmp_path / "JPEGImages", tmp_path / "Annotations", tuple(stems))
+    assert true_presence(video, dict(enumerate(stems))) == {7: [False, False, True, True, False, False]}
+    uri = thumbnail(tmp_path, "bird", stems[4], video)
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
+    assert picture[..., 2].mean() > 130 > 20 > picture[..., 0].mean()
+    labels = [text.text for text in tree.fromstring(section(story(), "bird", video, tmp_path)["groups"][0]["svg"]
+                                                    ).iter("text")]
+    assert "object 7: true presence" in labels
+
+
+def test_a_long_video_shows_its_references_and_a_choice_of_the_others():
+    frames = [Held(number, number, reference=number == 0) for number in range(100)]
+    chosen = shown(frames)
+    assert len(chosen) == PICTURES and chosen[0].reference and chosen[-1].frame == 99
+
+
+def test_a_bar_ends_where_its_frame_left(tmp_path):
+    drawing = tree.fromstring(section(story(), "bird", None, tmp_path)["groups"][0]["svg"])
+    rows = {row[0].text: row for row in drawing if row.tag.endswith("g")}
+    widths = {name: float(rows[name][1].get("width")) for name in ("reference: frame 0", "memory: frame 2")}
+    assert widths["memory: frame 2"] == pytest.approx(widths["reference: frame 0"] * 2 / 6, rel=0.02)
+    assert len(rows["object 7: predicted"]) == 1 + 3, "a bar for each frame in which it was predicted"
 
 
 def test_a_name_from_a_file_is_never_markup(tmp_path):

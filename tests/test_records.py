@@ -263,6 +263,13 @@ def test_hidden_files_are_no_metas_and_what_cannot_be_read_is_named(tmp_path):
         open_videos(tmp_path, "val")
 
 
+def test_images_of_two_kinds_in_one_video_are_refused(tmp_path):
+    add_video(tmp_path / "val", "a")
+    touch(tmp_path / "val/JPEGImages/a/00000011.png")
+    with pytest.raises(UserError, match=r"images of several kinds \(\.jpg, \.png\)"):
+        open_videos(tmp_path, "val")
+
+
 def test_masks_in_capital_letters_are_named(tmp_path):
     add_video(tmp_path / "val", "a", masks=("00000001",))
     touch(tmp_path / "val/Annotations/a/00000006.PNG")

@@ -279,6 +279,12 @@ def test_a_cutout_carries_its_own_pixels_and_no_background(material):
     assert 0.85 < (cover > 0.5).mean() / (30 * 35 / 39**2 * (look.extent / 1.4) ** 2) < 1.15
 
 
+def test_material_that_is_named_twice_is_refused(material, tmp_path):
+    shutil.copytree(material, tmp_path / "again")
+    with pytest.raises(UserError, match="is the same picture as"):
+        find_sources([material, tmp_path / "again"], "--cutouts")
+
+
 def test_too_little_material_is_said(material, tmp_path):
     with pytest.raises(UserError, match="needs JPEGImages and Annotations"):
         make(tmp_path / "x", cutouts=[tmp_path])

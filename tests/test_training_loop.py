@@ -19,7 +19,7 @@ from models.encoders import PaddedSwinBlock
 from models.noise import SampleNoise
 from tests.conftest import REPOSITORY
 from tests.training_helper import SETTINGS, lines, quick_run, small_data, tiny
-from tools.plot_run import page, read_metrics
+from tools.plot_run import hours, page, read_metrics, stages
 from train import chain
 from training.checkpoints import checkpoints, load_newest, save_checkpoint
 from training.clip_model import ClipModel
@@ -175,6 +175,24 @@ def test_a_number_that_is_not_finite_leaves_metrics_readable_and_its_point_out_o
     series = read_metrics(tmp_path)
     assert series["gradient"] == [(1, 2.0), (3, 4.0)] and len(series["loss"]) == 3 and "J&F" not in series
     assert page({"run": series}).count("<svg") == 2
+
+
+def test_the_page_of_curves_counts_time_and_waiting_as_they_were(tmp_path):
+    for folder, loss in ((tmp_path / "stages/1_first", 2.0), (tmp_path, 1.0)):
+        journal = Journal(folder, 0)
+        journal.write(20, {"loss": loss, "seconds": 2.0, "data_seconds": 0.5})
+        journal.write(60, {"loss": loss, "seconds": 4.0, "data_seconds": 0.4, "validation": {"J&F": 30.0}})
+        journal.write(80, {"validation": {"J&F": 20.0}})
+        journal.close()
+    assert stages(tmp_path) == [tmp_path / "stages/1_first", tmp_path]
+    series = read_metrics(tmp_path)
+    assert series["waiting"] == [(20, 0.25), (60, 0.1)]
+    assert hours(series) == pytest.approx((20 * 2 + 40 * 4) / 3600)
+    assert "<td>30.0, 20.0</td>" in page({"run": series})
+    for line in ("123", "[]", '{"step": 3, "seconds": 1}'):
+        (tmp_path / "metrics.jsonl").write_text(line + "\n")
+        with pytest.raises(UserError, match="line 1 is not a line of metrics"):
+            read_metrics(tmp_path)
 
 
 def test_the_weights_of_a_run_are_the_average_over_its_steps(data):

@@ -9,13 +9,14 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models.swin_transformer import WindowAttention
 
 from common.errors import UserError
 from configs import load_config, model_config_path, model_names
 from models import build_network, load_encoder_weights, load_state, load_weights, save_weights
 from models.weights import recognise
 from tests.conftest import REPOSITORY
-from tools.convert_checkpoint import convert_official, export, official_state
+from tools.convert_checkpoint import _window_index, convert_official, export, official_state
 
 OFFICIAL = [name for name in model_names() if "ddmemory" not in name]
 
@@ -142,6 +143,11 @@ def test_what_the_official_code_would_read_otherwise_is_not_exported(tmp_path):
         save_weights(tmp_path / "ours.safetensors", build_network(config).state_dict(), config)
         with pytest.raises(UserError, match="was trained with " + setting.partition("=")[0]):
             export(tmp_path / "ours.safetensors", tmp_path / "out.pth")
+
+
+def test_swins_index_is_that_of_its_window_attention():
+    attention = WindowAttention(32, 4, window_size=(7, 7))
+    assert torch.equal(_window_index(7), attention.relative_position_index)
 
 
 def test_conversion_touches_neither_its_source_nor_what_is_converted(tmp_path):

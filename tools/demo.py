@@ -37,7 +37,7 @@ def main() -> None:
     data, masks = out / "data", out / "masks_val"
 
     command("data", "-m", "tools.make_dataset", data, "--preset", "demo", "--seed", arguments.seed)
-    resume = ["--resume"] if list(out.glob("train/checkpoints/*")) else []
+    resume = ["--resume"] if (out / "train/tensorboard").is_dir() else []  # it has begun
     command("training", "train.py", "--config", RECIPE, "--output", out / "train", *resume,
             f"data.root={data}", f"seed={arguments.seed}", *arguments.settings)
     weights = out / "train" / "weights.safetensors"

@@ -120,8 +120,10 @@ def doubts(found: VideoSet) -> list[str]:
 
 
 def _stems_of_ranges(video: Video) -> tuple[str, ...]:
-    numbers = {number for record in video.objects if record.range is not None
-               for number in range(record.range.start, record.range.end, STEP)}
+    numbers = set()
+    for span in (record.range for record in video.objects if record.range is not None):
+        inside = range(span.start, span.end, STEP)
+        numbers |= {*inside, *([span.end] if len(inside) == span.frame_nums - 1 else [])}  # `end` is read in two ways
     return tuple(f"{number:08d}" for number in sorted(numbers))
 
 
