@@ -21,8 +21,8 @@ def write_first_annotations(
     """Write what inference may see of a split: ``Annotations/<video>/<frame>.png`` and ``meta.json``.
 
     A mask is written for each frame in which an object first appears, with the new objects only; 255 becomes 0. The
-    meta lists, for each object, the frames from its first one on, as YouTube-VOS does. ``JPEGImages`` is a link to
-    the original images. ``advance(1)`` is called after each video.
+    meta lists, for each object, the frames from its first one on, as YouTube-VOS does. ``JPEGImages`` links to each
+    video's original images. ``advance(1)`` is called after each video.
 
     Args:
         output: a folder that does not exist yet or is empty; it is whole or absent.
@@ -37,7 +37,8 @@ def write_first_annotations(
     check_output_folder(output, [found.root])
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: the folder is not empty; name a new one or remove it")
-    beside = output.with_name(f".{output.name}.{os.getpid()}.part")
+    place = output.absolute()
+    beside = place.with_name(f".{place.name}.{os.getpid()}.part")
     warnings: list[str] = []
     videos = {}
     try:
@@ -53,14 +54,17 @@ def write_first_annotations(
                     if label:
                         objects[str(label)] = {"category": captions.get(label) or "object", "frames": frames}
             videos[video.name] = {"objects": objects}
+            if video.image_folder is None:
+                warnings.append(f"{video.name}: has no images to link to")
+            else:
+                (beside / "JPEGImages").mkdir(parents=True, exist_ok=True)
+                (beside / "JPEGImages" / video.name).symlink_to(video.image_folder.resolve(), target_is_directory=True)
             if advance:
                 advance(1)
         write_json(beside / "meta.json", {"videos": videos})
-        if found.images and found.images.is_dir():
-            (beside / "JPEGImages").symlink_to(found.images.resolve(), target_is_directory=True)
-        if output.exists():
-            output.rmdir()
-        beside.rename(output)
+        if place.exists():
+            place.rmdir()
+        beside.rename(place)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return warnings

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from common.errors import UserError, UserErrors, nearest
@@ -156,7 +157,7 @@ def _davis(root: Path, split: str) -> VideoSet | None:
             continue
         names = _list_of_videos(lists[name])
         images, annotations = _resolution(root / "JPEGImages"), _resolution(root / "Annotations")
-        listed = tuple(_video(video, images, annotations, binary=year == "2016") for video in names)
+        listed = _each(names, partial(_video, images=images, annotations=annotations, binary=year == "2016"))
         return VideoSet(root, split, "davis", listed, None, "first", name, (), images, annotations)
     return None
 
@@ -212,16 +213,31 @@ def _folder_set(root: Path, split: str, folder: Path, names: Sequence[str], form
     extra = [] if format == "plain" else _extra_files(folder, root, meta)
     attributes, captions = read_video_attributes([*extra, meta] if meta else extra), read_captions(extra)
     on_disk = _folders(images) | _folders(annotations)
-    videos = []
-    for name in sorted(on_disk | set(objects)):
+
+    def make(name: str) -> Video:
         records = tuple(
             replace(record, caption=record.caption or captions.get((name, record.key)))
             for record in objects.get(name, ())
         )
-        videos.append(_video(name, images, annotations, records, attributes.get(name, ())))
+        return _video(name, images, annotations, records, attributes.get(name, ()))
+
+    videos = _each(sorted(on_disk | set(objects)), make)
     youtube = any(record.frames for records in objects.values() for record in records)
     kind = format or ("youtube" if youtube else "lvos" if meta else "plain")
-    return VideoSet(root, split, kind, tuple(videos), meta, "late", folder.name, (), images, annotations)
+    return VideoSet(root, split, kind, videos, meta, "late", folder.name, (), images, annotations)
+
+
+def _each(names: Iterable[str], make: Callable[[str], Video]) -> tuple[Video, ...]:
+    """The videos of these names; UserErrors with what is wrong with any."""
+    videos, problems = [], []
+    for name in names:
+        try:
+            videos.append(make(name))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserErrors(problems)
+    return tuple(videos)
 
 
 def _video(

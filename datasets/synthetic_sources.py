@@ -89,7 +89,9 @@ def find_sources(folders: Sequence[str | Path], key: str) -> list[Source]:
     UserError for a folder without either.
     """
     sources: list[Source] = []
-    for folder in map(Path, folders):
+    for place, folder in enumerate(map(Path, folders)):
+        if folder.resolve() in [Path(other).resolve() for other in folders[:place]]:
+            raise UserError(f"{key} {folder}: is named twice; name each material once")
         images, masks = folder / "JPEGImages", folder / "Annotations"
         if not images.is_dir() or not masks.is_dir():
             raise UserError(f"{key} {folder}: needs JPEGImages and Annotations; name a folder that holds both")

@@ -60,9 +60,11 @@ def write_dataset(out: str | Path, chosen: Options, scene_of: DrawingMaker, **mo
     if (out / "dataset.json").is_file() and read_json(out / "dataset.json") == _as_json(record):
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and was not made with these options; choose another folder or remove it")
+        raise UserError(f"{out}: exists and was not made with these options by this version of the generator; choose "
+                        "another folder or remove it")
     check_output_folder(out)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    place = out.absolute()
+    part = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
         unseen: list[str] = []
         with Progress(sum(chosen.videos), f"generate {out}", unit="video") as progress:
@@ -71,10 +73,10 @@ def write_dataset(out: str | Path, chosen: Options, scene_of: DrawingMaker, **mo
                     unseen += _write_split(part / split, split, number, chosen, scene_of, progress)
         write_text(part / "unseen_videos.txt", "".join(f"{name}\n" for name in unseen))
         write_json(part / "dataset.json", record)
-        if out.is_dir():
-            out.rmdir()
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part.rename(out)
+        if place.is_dir():
+            place.rmdir()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part.rename(place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return out

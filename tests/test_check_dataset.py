@@ -11,6 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from datasets.check import check_videos
+from datasets.first_annotations import write_first_annotations
 from datasets.headers import cut_short, image_size, read_header
 from datasets.readers import read_image, write_labels
 from datasets.records import open_videos
@@ -144,6 +145,28 @@ def test_davis_2016_masks_of_0_and_255_are_sound(tmp_path):
     (tmp_path / "ImageSets/2016").mkdir(parents=True)
     (tmp_path / "ImageSets/2016/val.txt").write_text("a\n")
     assert check(tmp_path) == []
+
+
+def test_the_fast_check_decodes_the_masks_at_which_objects_start(root, monkeypatch):
+    monkeypatch.setattr("datasets.check._FEW_MASKS", 0)
+    assert check(root).warnings == []
+    write_labels(root / "val/Annotations/a" / f"{STEMS[2]}.png", np.full(SIZE, 3, np.uint8))
+    assert any("id 3 is not in the meta" in line for line in check(root).warnings)
+
+
+def test_first_annotations_keep_captions_link_only_their_videos_and_are_whole_or_absent(root, tmp_path, monkeypatch):
+    change_meta(root, lambda videos: videos["a"]["objects"]["1"].update({"caption": "a red bird"}))
+    found = open_videos(root, "val", videos=["a"])
+    out = tmp_path.with_name(f"{tmp_path.name}_first")
+    write_first_annotations(found, out)
+    objects = json.loads((out / "meta.json").read_text())["videos"]["a"]["objects"]
+    assert objects["1"]["category"] == "a red bird" and objects["2"]["category"] == "object"
+    assert check_videos(open_videos(out, "val")) == []
+    assert [path.name for path in (out / "JPEGImages").iterdir()] == ["a"]
+    monkeypatch.setattr("datasets.first_annotations.write_json", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_first_annotations(found, out.with_name("half_written"))
+    assert not [path for path in out.parent.iterdir() if "half_written" in path.name]
 
 
 def test_many_objects_unknown_frames_and_empty_splits_are_said(root):

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 from common.errors import UserErrors
 from evaluation.aggregate import columns_of, global_numbers
-from tools.compare_runs import check_comparable, load, rows
+from tools.compare_runs import as_html, check_comparable, compare, load, rows
 
 VIDEOS = [f"video_{place:02d}" for place in range(16)]
 
@@ -80,6 +80,17 @@ def test_groups_and_headline_are_of_the_clean_scores(tmp_path):
     assert next(row.values for row in found["headline"] if row.name == "J&F") == [0.123]
     assert [row.values[0] for row in found["videos"][:2]] == pytest.approx([0.7, 0.4])
     assert next(row.values[0] for row in found["attributes"] if row.name == "FM") == pytest.approx((0.7 + 3 * 0.4) / 4)
+
+
+def test_of_decay_less_is_better(tmp_path):
+    folders = [save(tmp_path / name, base(), protocol="davis2017") for name in "ab"]
+    scores = json.loads((folders[1] / "scores.json").read_text())
+    scores["clean"]["J-Decay"] = -0.1
+    (folders[1] / "scores.json").write_text(json.dumps(scores))
+    results = load(folders)
+    page = as_html(results, compare(results))
+    row = page[page.index("<td>J-Decay"):]
+    assert 'class="better">-10.0' in row[:row.index("</tr>")]
 
 
 def test_a_difference_that_rests_on_one_video_is_not_sure_and_few_videos_are_said(tmp_path):

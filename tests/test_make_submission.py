@@ -84,6 +84,48 @@ def test_what_the_zip_must_be_called_and_which_objects_no_mask_shows_is_said(dat
     assert notes == ["note: a: object 2 of the data set is in no mask"]
 
 
+def test_the_meta_says_which_videos_and_ids_there_are(data):
+    span = {"frame_range": {"start": 1, "end": 16, "frame_nums": 3}}
+    (data / "root/test/test_meta.json").write_text(json.dumps({"videos": {"a": {"objects": {"1": span}}}}))
+    with pytest.raises(UserErrors, match=r"pred/a/00000001\.png: holds 2"):
+        make_submission(data / "pred", data / "root", "test", data / "out.zip")
+    span = {"1": span, "2": span}
+    (data / "root/test/test_meta.json").write_text(json.dumps({"videos": {"a": {"objects": span}}}))
+    packed, _ = make_submission(data / "pred", data / "root", "test", data / "out.zip")
+    assert [video.video for video in packed] == ["a"], "the other is not in the meta"
+
+
+def test_what_nothing_says_is_said(data):
+    (data / "root/test/test_meta.json").unlink()
+    shutil.rmtree(data / "root/test/JPEGImages/a")
+    _, notes = make_submission(data / "pred", data / "root", "test", data / "out.zip")
+    assert any(note.startswith("note: a: has no images, so its frames are") for note in notes)
+    shutil.rmtree(data / "root/test/Annotations/b")
+    _, notes = make_submission(data / "pred", data / "root", "test", data / "out.zip")
+    assert any(note.startswith("note: b: neither a meta nor a given mask says its ids") for note in notes)
+
+
+def test_frames_may_have_any_number_of_digits(data):
+    for path in sorted(data.rglob("0000*.*")):
+        path.rename(path.with_name(path.name[3:]))
+    _, notes = make_submission(data / "pred", data / "root", "test", data / "out.zip")
+    assert notes == []
+
+
+@pytest.mark.parametrize("harm", ["twice", "damaged"])
+def test_a_zip_that_others_made_is_looked_into(data, harm):
+    make_submission(data / "pred", data / "root", "test", data / "out.zip")
+    if harm == "twice":
+        with zipfile.ZipFile(data / "out.zip", "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("Annotations/a/00000001.png", b"")
+    else:
+        content = bytearray((data / "out.zip").read_bytes())
+        content[100] ^= 255
+        (data / "out.zip").write_bytes(content)
+    with pytest.raises(UserErrors, match="in the zip twice" if harm == "twice" else "the zip is damaged"):
+        check_zip(data / "out.zip", wanted(data))
+
+
 def test_a_zip_goes_where_it_can(data):
     for place, said in (("root/out.zip", "only read"), ("pred/a/00000001.png/out.zip", "is a file")):
         with pytest.raises(UserError, match=said):

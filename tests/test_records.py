@@ -265,9 +265,11 @@ def test_hidden_files_are_no_metas_and_what_cannot_be_read_is_named(tmp_path):
 
 def test_images_of_two_kinds_in_one_video_are_refused(tmp_path):
     add_video(tmp_path / "val", "a")
-    touch(tmp_path / "val/JPEGImages/a/00000011.png")
-    with pytest.raises(UserError, match=r"images of several kinds \(\.jpg, \.png\)"):
+    add_video(tmp_path / "val", "b")
+    touch(tmp_path / "val/JPEGImages/a/00000011.png", tmp_path / "val/JPEGImages/b/00000011.JPG")
+    with pytest.raises(UserErrors, match=r"images of several kinds \(\.jpg, \.png\)") as told:
         open_videos(tmp_path, "val")
+    assert len(told.value.problems) == 2
 
 
 def test_masks_in_capital_letters_are_named(tmp_path):

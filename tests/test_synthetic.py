@@ -125,6 +125,13 @@ def test_cutouts_of_other_files_under_the_same_names_are_another_set(material, t
         make(tmp_path / "another", videos=(8, 8, 0), frames=8, size=(48, 64), cutouts=[tmp_path / "other"])
 
 
+def test_the_folder_that_one_is_in_will_do(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    make(".", videos=(0, 1, 0), frames=8, size=(48, 64))
+    assert (tmp_path / "here/val/val_meta.json").is_file()
+
+
 def test_a_short_video_can_be_scored(tmp_path):
     for seed in range(6):
         root = make(tmp_path / str(seed), seed=seed, videos=(0, 3, 0), frames=8, size=(48, 64))
@@ -283,6 +290,8 @@ def test_material_that_is_named_twice_is_refused(material, tmp_path):
     shutil.copytree(material, tmp_path / "again")
     with pytest.raises(UserError, match="is the same picture as"):
         find_sources([material, tmp_path / "again"], "--cutouts")
+    with pytest.raises(UserError, match="is named twice"):
+        find_sources([material, material / "JPEGImages" / ".."], "--cutouts")
 
 
 def test_too_little_material_is_said(material, tmp_path):

@@ -96,7 +96,7 @@ def needed(found: VideoSet) -> list[Wanted]:
     for video in found.videos:
         if found.meta is not None and not video.objects:
             continue  # the server asks for the videos of the meta
-        stems = video.frames if video.image_folder is not None else _stems_of_ranges(video)
+        stems = video.frames if video.image_folder is not None else sorted({*_stems_of_ranges(video), *video.masks})
         if not stems:
             problems.append(f"{found.root}: video '{video.name}' has neither images nor frame ranges in a meta, so "
                             f"its frames are unknown; add {found.images}/{video.name}")
@@ -112,8 +112,14 @@ def doubts(found: VideoSet) -> list[str]:
     """Notes on the data set: how it was found, and frames of the meta's ranges that have no image."""
     notes = [f"note: {line}" for line in found.notes]
     for video in found.videos:
-        missing = sorted(set(_stems_of_ranges(video)) - set(video.frames)) if video.image_folder is not None else []
-        if missing:
+        if video.image_folder is None:
+            notes.append(f"note: {video.name}: has no images, so its frames are those of the meta's ranges and of the "
+                         "given masks; a frame before its first object may be missing")
+        if found.meta is None and _ids(found, video) is None:
+            notes.append(f"note: {video.name}: neither a meta nor a given mask says its ids; they were not checked")
+        numbers = {int(stem) for stem in video.frames if stem.isdecimal()}
+        missing = [stem for stem in _stems_of_ranges(video) if int(stem) not in numbers]
+        if missing and video.image_folder is not None:
             notes.append(f"note: {video.name}: {len(missing)} frames of the meta's ranges have no image (first "
                          f"{missing[0]}): none of their masks is packed, though the server may ask for it")
     return notes

@@ -89,6 +89,7 @@ def figure(title: str, lines: dict[str, list[tuple[int, float]]], logarithmic: b
 
     drawing, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
     for name, points in lines.items():
+        name = "\u200b" + name.replace("$", r"\$")  # neither formula nor, with "_" in front, hidden from the legend
         axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker="." if len(points) < 30 else None)
     axes.set(title=title, xlabel="step", yscale="log" if logarithmic else "linear")
     axes.grid(alpha=0.3)
