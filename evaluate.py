@@ -8,9 +8,9 @@ from pathlib import Path
 
 from common.command import run
 from common.files import check_output_folder
+from datasets.records import FORMATS
 
 PROTOCOLS = ("lvos", "v1-2022", "davis2017")
-FORMATS = ("davis", "lvos", "youtube", "plain")
 TASKS = ("semi-supervised", "unsupervised_multiple", "unsupervised_single")
 
 

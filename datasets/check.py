@@ -189,7 +189,7 @@ def _check_ids(video: Video, found: VideoSet, stems: list[str], all_ids: bool, p
         problems.append(f"{video.mask_folder}: no mask shows an object (all are empty); add the mask of the "
                         "frame where the first object appears, or leave the video out")
         return
-    if found.objects == "first" and first_seen and stems[0] not in first_seen.values():
+    if found.objects == "first" and stems[0] not in first_seen.values():
         problems.append(f"{video.mask_path(stems[0])}: shows no object, but those of the first mask are what is given "
                         "(data.objects=first); set data.objects=late, or leave the video out")
     if found.meta and video.objects:

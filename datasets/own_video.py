@@ -14,7 +14,7 @@ import numpy as np
 from common.errors import UserError, UserErrors, nearest
 from datasets.check import check_images
 from datasets.headers import image_size
-from datasets.readers import IGNORE, read_image, read_labels
+from datasets.readers import IGNORE, read_image, read_labels, white_as_object
 from datasets.records import IMAGE_SUFFIXES, name_order
 
 
@@ -109,12 +109,10 @@ class OwnVideo:
 
 def object_mask(path: Path) -> np.ndarray:
     """Read a mask that a person made: ``(H, W)`` uint8 ids; 0 and 255 alone mean one object, id 1."""
-    labels = read_labels(path)
+    labels = white_as_object(read_labels(path))
     void, objects = int((labels == IGNORE).sum()), int(((labels > 0) & (labels < IGNORE)).sum())
     if not void + objects:
         raise UserError(f"{path}: the mask is empty; paint each object with its id (1, 2, ...)")
-    if not objects:
-        return (labels == IGNORE).astype(np.uint8)
     if void > objects:
         raise UserError(f"{path}: most of what is painted is 255, beside smaller values, as where a white object has "
                         "soft edges; make the mask 0 and 255 alone, or give each object an id (1, 2, ...)")

@@ -70,6 +70,13 @@ def read_labels(path: str | Path, binary: bool = False) -> np.ndarray:
     return (labels != 0).astype(np.uint8) if binary else labels.astype(np.uint8)
 
 
+def white_as_object(labels: np.ndarray) -> np.ndarray:
+    """A label map whose only values are 0 and 255 as one of object 1 (a person's or a saliency set's mask); any other
+    as it is."""
+    drawn = labels[labels > 0]
+    return (labels == IGNORE).astype(np.uint8) if drawn.size and (drawn == IGNORE).all() else labels
+
+
 def write_labels(path: str | Path, labels: np.ndarray) -> None:
     """Write a label map, (H, W) uint8, as a palette PNG with the DAVIS palette; whole or absent."""
     if labels.ndim != 2 or labels.dtype != np.uint8:

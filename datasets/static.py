@@ -14,7 +14,7 @@ import numpy as np
 from common.errors import UserError
 from configs.schema import SourceConfig, TrainConfig
 from datasets.augment import Clip, cut_in_two, mirrored, moved_image, numbered, recoloured
-from datasets.readers import read_image, read_labels
+from datasets.readers import read_image, read_labels, white_as_object
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 Picture = tuple[Path, Callable[[tuple[int, int]], np.ndarray]]  # image, and its label map at the image's size
@@ -39,12 +39,10 @@ class StaticClips:
         train = self.train
         path, labels_of = self.pictures[index]
         image = read_image(path)
-        labels = labels_of(image.shape[:2])
+        labels = white_as_object(labels_of(image.shape[:2]))
         if labels.shape != image.shape[:2]:
             raise UserError(f"{path}: the picture is {image.shape[1]}x{image.shape[0]}, its mask "
                             f"{labels.shape[1]}x{labels.shape[0]}; make them equal")
-        if set(np.flatnonzero(np.bincount(labels.ravel()))) == {0, 255}:
-            labels = labels // 255  # a saliency set's mask: white is the object, nothing is void
         table = np.arange(256, dtype=np.uint8)
         table[1:255] = 1 + rng.permutation(254)
         clip = Clip([image], [table[labels]])
@@ -85,7 +83,7 @@ def find_pictures(root: Path, format: str, notes: list[str]) -> list[Picture]:
 
 
 def _beside(images: Path, masks: Path, notes: list[str]) -> list[Picture]:
-    pictures = sorted(path for path in images.glob("*") if path.suffix.lower() in _SUFFIXES)
+    pictures = sorted(path for path in images.glob("[!.]*") if path.suffix.lower() in _SUFFIXES)
 
     def reader(mask: Path) -> Callable[[tuple[int, int]], np.ndarray]:
         return lambda shape: read_labels(mask)
@@ -98,13 +96,13 @@ def _beside(images: Path, masks: Path, notes: list[str]) -> list[Picture]:
 
 
 def _coco(root: Path, notes: list[str]) -> list[Picture]:
-    files = sorted([*root.glob("*.json"), *root.glob("annotations/*.json")])
+    files = sorted([*root.glob("[!.]*.json"), *root.glob("annotations/[!.]*.json")])
     files = [path for path in files if not path.name.startswith(("captions", "person_keypoints"))]
     if not files:
         raise UserError(f"{root}: no pictures with masks (looked for JPEGImages with SegmentationObject or "
                         "Annotations, and for COCO's *.json); check data.sources")
     places: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*")):
+    for path in sorted(root.rglob("[!.]*")):
         if path.suffix.lower() in _SUFFIXES:
             places.setdefault(path.name, []).append(path)
     found: list[Picture] = []

@@ -93,5 +93,4 @@ def make_long_cuts(
     def cut_of(rng: np.random.Generator, chosen: Options, split: int, index: int, unseen: bool) -> LongCut:
         return cuts[index]
 
-    return write_dataset(out, chosen, cut_of, clips=[cut.clip.fingerprint() for cut in cuts],
-                         others=[source.fingerprint() for source in sources])
+    return write_dataset(out, chosen, cut_of, clips=[source.fingerprint() for source in sources])

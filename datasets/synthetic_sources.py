@@ -89,9 +89,7 @@ def find_sources(folders: Sequence[str | Path], key: str) -> list[Source]:
     UserError for a folder without either.
     """
     sources: list[Source] = []
-    for place, folder in enumerate(map(Path, folders)):
-        if folder.resolve() in [Path(other).resolve() for other in folders[:place]]:
-            raise UserError(f"{key} {folder}: is named twice; name each material once")
+    for folder in map(Path, folders):
         images, masks = folder / "JPEGImages", folder / "Annotations"
         if not images.is_dir() or not masks.is_dir():
             raise UserError(f"{key} {folder}: needs JPEGImages and Annotations; name a folder that holds both")
@@ -108,14 +106,12 @@ def find_sources(folders: Sequence[str | Path], key: str) -> list[Source]:
                     sources.append(Source(entry.name, frames))
             elif entry.suffix.lower() in IMAGE_SUFFIXES and (masks / f"{entry.stem}.png").is_file():
                 sources.append(Source(entry.stem, ((entry, masks / f"{entry.stem}.png"),)))
-        known: dict[tuple[str, int], Path] = {}
-        for source in sources:
-            image = source.frames[0][0]
-            other = known.setdefault((source.name, image.stat().st_size), image)
-            if other != image:
-                raise UserError(f"{key} {folder}: {image} is the same picture as {other}; name each material once")
         if len(sources) == before:
             raise UserError(f"{key} {folder}: no photograph or clip in it has a mask; see JPEGImages and Annotations")
+    known: dict[tuple[str, int], Path] = {}
+    for image, name in ((source.frames[0][0], source.name) for source in sources):
+        if (other := known.setdefault((name, image.stat().st_size), image)) is not image:
+            raise UserError(f"{key}: {image} is the same picture as {other}, which is named twice; leave one out")
     return sources
 
 

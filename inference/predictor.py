@@ -211,8 +211,6 @@ class Predictor:
         for view in self._views:
             features = self.network.encode(self._look(frame, view))
             memory = [self._segment_group(features, state) for state in view.states]
-            for _, group in memory:
-                self._watch(group)
             logits = [self.network.upsample(group, self._size) for _, group in memory]
             if view.flip:
                 logits = [group.flip(-1) for group in logits]
@@ -267,6 +265,7 @@ class Predictor:
     def _segment_group(self, features: Features, state: State):
         """What the group stores once its masks are known, and its logits at stride 4."""
         logits, tokens = self.network.segment(features, state)
+        self._watch(logits)
         return tokens, logits
 
     def _add_reference(self, view: View, group: int, features: Features, labels: Tensor, objects: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import inspect
 import json
@@ -191,9 +190,9 @@ def discard(outputs: Outputs, video: str) -> None:
     for folder in (outputs.masks_of(video), outputs.scores_of(video), outputs.overlays_of(video)):
         shutil.rmtree(folder, ignore_errors=True)
     film, log = outputs.film(video), outputs.log(video)
-    unfinished = log.parent.glob(f".{glob.escape(video)}.[0-9]*.part.jsonl")
     own = re.compile(rf"\.{re.escape(video)}\.\d+\.part\.jsonl")  # not those of a video called {video}.something
-    for path in (film, film_part(film), log, *(path for path in unfinished if own.fullmatch(path.name))):
+    unfinished = [path for path in log.parent.glob(".*.part.jsonl") if own.fullmatch(path.name)]
+    for path in (film, film_part(film), log, *unfinished):
         path.unlink(missing_ok=True)
 
 

@@ -99,14 +99,19 @@ def test_half_precision_resumes_bit_for_bit_with_the_state_of_its_scaler(whole, 
     assert half != full and half == pytest.approx(full, rel=0.02)
 
 
-def test_a_run_killed_while_it_validates_has_lost_no_step(data, tmp_path, monkeypatch):
+def killed_while_it_validates(run, config, monkeypatch) -> None:
     def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr("training.loop.validate", killed)
         with pytest.raises(KeyboardInterrupt):
-            quick_run(tmp_path / "run", tiny(data, "train.validate_every=3", "train.checkpoint_every=1000"))
+            quick_run(run, config)
+
+
+def test_a_run_killed_while_it_validates_has_lost_no_step(data, tmp_path, monkeypatch):
+    config = tiny(data, "train.validate_every=3", "train.checkpoint_every=1000")
+    killed_while_it_validates(tmp_path / "run", config, monkeypatch)
     assert newest(tmp_path / "run")["step"] == 3
     for _ in range(2):  # what was cut off is made up for, and once
         quick_run(tmp_path / "run", resume=True)
@@ -126,13 +131,7 @@ def validating(run) -> bool:
 
 
 def test_a_last_validation_that_was_killed_is_made_up_for(data, tmp_path, monkeypatch):
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr("training.loop.validate", killed)
-        with pytest.raises(KeyboardInterrupt):
-            quick_run(tmp_path / "run", tiny(data))
+    killed_while_it_validates(tmp_path / "run", tiny(data), monkeypatch)
     quick_run(tmp_path / "run", resume=True)
     assert [step for step, _ in lines(tmp_path / "run", "validation")] == [4]
 

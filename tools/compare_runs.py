@@ -19,7 +19,7 @@ import numpy as np
 
 from common.command import run
 from common.errors import UserError, UserErrors
-from common.files import write_text
+from common.files import check_output_folder, write_text
 from evaluation.aggregate import columns_of
 from evaluation.bootstrap import DRAWS, FEW, paired
 from evaluation.report import number, percent, render
@@ -52,6 +52,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if len(arguments.results) < 2:
         parser.error("give at least two results")
+    if arguments.output:
+        check_output_folder(arguments.output)
     results = load(arguments.results)
     check_comparable(results)
     tables = compare(results)

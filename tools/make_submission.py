@@ -59,7 +59,7 @@ def main() -> None:
     if arguments.check:
         found = open_videos(arguments.data, arguments.split, need_images=False)
         wanted = needed(found)
-        notes = [*doubts(found), *check_zip(Path(arguments.check), wanted)]
+        notes = [*doubts(found, wanted), *check_zip(Path(arguments.check), wanted)]
         print(*notes, f"{arguments.check}: right: {count(wanted)}", sep="\n")
         return
     pred, out = arguments.paths
@@ -79,7 +79,7 @@ def make_submission(
     check_output_file(zip_path, [data])
     found = open_videos(data, split, need_images=False)
     wanted = needed(found)
-    return wanted, [*doubts(found), *pack(prediction_folder(pred, found), Path(zip_path), wanted)]
+    return wanted, [*doubts(found, wanted), *pack(prediction_folder(pred, found), Path(zip_path), wanted)]
 
 
 def count(wanted: list[Wanted]) -> str:
@@ -108,14 +108,15 @@ def needed(found: VideoSet) -> list[Wanted]:
     return wanted
 
 
-def doubts(found: VideoSet) -> list[str]:
-    """Notes on the data set: how it was found, and frames of the meta's ranges that have no image."""
+def doubts(found: VideoSet, wanted: list[Wanted]) -> list[str]:
+    """Notes on the data set: how it was found, what nothing says, frames of the meta's ranges that have no image."""
     notes = [f"note: {line}" for line in found.notes]
-    for video in found.videos:
+    ids = {one.video: one.ids for one in wanted}
+    for video in (video for video in found.videos if video.name in ids):
         if video.image_folder is None:
             notes.append(f"note: {video.name}: has no images, so its frames are those of the meta's ranges and of the "
                          "given masks; a frame before its first object may be missing")
-        if found.meta is None and _ids(found, video) is None:
+        if ids[video.name] is None:
             notes.append(f"note: {video.name}: neither a meta nor a given mask says its ids; they were not checked")
         numbers = {int(stem) for stem in video.frames if stem.isdecimal()}
         missing = [stem for stem in _stems_of_ranges(video) if int(stem) not in numbers]
