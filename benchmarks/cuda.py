@@ -8,8 +8,9 @@ in a process of its own, in turn with ours, with the same weights, frames and ma
 
 Cells: net/VARIANT/OBJECTS/MEMORY/MODE is the network alone, on frames that are on the device (MEMORY: frames stored, or
 grow: 60 frames, one stored every 5); file/VARIANT/MODE/STREAMS the whole program from JPEG to PNG; train/VARIANT/SIDE
-the training step; loader/WORKERS the clips that so many processes decode for it; kernel/… single parts. Modes: fp32,
-amp, graphs (amp with CUDA graphs), compile (amp with torch.compile, only with --compile), peer, peer_amp.
+the training step; loader/WORKERS the clips that so many processes decode for it; run/VARIANT/WORKERS a training from
+files; kernel/… single parts. Modes: fp32, amp, graphs (amp with CUDA graphs), compile (amp with torch.compile, only
+with --compile), peer, peer_amp.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from __future__ import annotations
 import argparse
 import datetime
 import fnmatch
+import gc
 import json
 import os
 import platform
-import resource
+import select
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,7 @@ PUBLISHED = {"aott": 51.4, "aots": 40.0, "aotb": 29.6, "aotl": 18.7, "r50_aotl":
              "swinb_deaotl": 11.9}  # frames/s on a V100 (aot-benchmark, MODEL_ZOO.md)
 GROWING = 60  # frames of a growing memory
 SPARE = 15.0  # seconds kept for the tables
+PEER_SECONDS = 60.0  # a cell of the official code may take, its start included
 
 
 def main() -> None:
@@ -65,15 +69,15 @@ def main() -> None:
     try:
         bench.run()
     finally:
-        bench.close()
         bench.tables()
+        bench.close()
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="checkout of the official code, to run beside ours")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--minutes", type=float, default=8.0, help="no cell starts later (default 8)")
+    parser.add_argument("--minutes", type=float, default=7.0, help="no cell starts later (default 7)")
     parser.add_argument("--only", default="*", help="cells that match this pattern, e.g. 'net/aott/*'")
     parser.add_argument("--size", default="481x849", help="height x width of the frames (default 481x849)")
     parser.add_argument("--amp", choices=("bf16", "fp16"), default="bf16", help="half precision (default bf16)")
@@ -104,7 +108,8 @@ def cells(arguments: argparse.Namespace) -> Iterator[str]:
         yield from (f"file/{variant}/{best}/{streams}" for streams in (1, 4))
     for mode in ("ours", "ours_amp", *peers):
         yield f"train/aott/{mode}"
-    yield f"loader/{max(1, (os.cpu_count() or 1) - 2)}"
+    workers = max(1, (os.cpu_count() or 1) - 2)
+    yield from (f"loader/{workers}", f"run/aott/{workers}")
     for variant, (_, memory) in TARGETS.items():
         yield from (f"net/{variant}/3/{memory}/{mode}" for mode in own[:-1])
     yield from (f"file/{variant}/{best}/{streams}" for variant in FULL for streams in (2, 8))
@@ -131,6 +136,7 @@ class Bench:
         self.temporary = tempfile.TemporaryDirectory()
         self.folder = Path(self.temporary.name)
         self.peer: subprocess.Popen[str] | None = None
+        self.peer_failures = 0  # how often its process ended
 
     def run(self) -> None:
         names = [name for name in dict.fromkeys(cells(self.arguments)) if fnmatch.fnmatch(name, self.arguments.only)]
@@ -147,12 +153,11 @@ class Bench:
             begun = time.perf_counter()
             try:
                 found = self.measure(name, left)
-            except (RuntimeError, UserError) as error:  # a cell that fails is told of, and the others go on
-                found = {"failed": str(error).strip().splitlines()[-1][:200]}
+            except Exception as error:  # a cell that fails is told of, and the others go on
+                found = failure(error)
             found["cell_seconds"] = round(time.perf_counter() - begun, 2)
             self.results[name] = found
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            tidy(self.device)
             print(f"{time.perf_counter() - self.begun:6.1f} s  {name:32} "
                   + "  ".join(f"{key} {_short(value)}" for key, value in found.items() if key != "masks"), flush=True)
             self.save()
@@ -173,6 +178,8 @@ class Bench:
             return timed_training(step, self.device)
         if kind == "loader":
             return loader_rate(int(parts[0]), self.folder, self.arguments)
+        if kind == "run":
+            return whole_training(parts[0], int(parts[1]), self.folder, self.arguments)
         return kernel(parts[0], parts[1], int(parts[2]), self.device, self.amp(True), self.arguments)
 
     def amp(self, wanted: bool) -> torch.dtype | None:
@@ -248,11 +255,15 @@ class Bench:
     def floor(self, predictor: Any, step: Callable[[], Any], mode: str) -> dict[str, float]:
         """Operations and bytes of a step, and the frames/s that the measured rates would allow."""
         graphs, predictor._graphs = predictor._graphs, None
-        with Work() as work:
-            step()
-        predictor._graphs = graphs
+        try:
+            with Work() as work:
+                step()
+        except Exception as error:  # the speed is measured already
+            return {"floor_failed": failure(error)["failed"]}
+        finally:
+            predictor._graphs = graphs
         found = {"gflop": work.flops / 1e9, "mib_moved": work.bytes / 2**20}
-        if measured := self.results.get("rates"):
+        if "copy" in (measured := self.results.get("rates", {})):
             rate = measured["tf32" if mode == "fp32" else self.arguments.amp]
             found["floor_fps"] = 1 / max(work.flops / rate / 1e12, work.bytes / measured["copy"] / 1e9)
         return found
@@ -300,6 +311,8 @@ class Bench:
     # The official code.
 
     def ask_peer(self, name: str, left: float) -> dict[str, Any]:
+        if self.peer_failures >= 2:
+            raise UserError("the official code's process ended twice; not started again")
         if self.peer is None:
             self.weights("aott")
             command = [sys.executable, "-m", "benchmarks.cuda", "--serve-peer", "--folder", str(self.folder),
@@ -308,12 +321,15 @@ class Bench:
             self.peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.peer.stdin and self.peer.stdout
         self.weights(name.split("/")[1])
-        self.peer.stdin.write(name + "\n")
-        self.peer.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended: it gives no answer
+            self.peer.stdin.write(name + "\n")
+            self.peer.stdin.flush()
+        if not select.select([self.peer.stdout], [], [], min(left, PEER_SECONDS))[0]:
+            self.peer.kill()
         answer = self.peer.stdout.readline()
         if not answer:
-            self.peer = None
-            raise UserError("the official code's process ended; see above")
+            self.peer, self.peer_failures = None, self.peer_failures + 1
+            raise UserError("the official code's process ended, or took too long; see above")
         found = json.loads(answer)
         if name.startswith("net/") and "failed" not in found:
             variant, objects, memory, mode = name.split("/")[1:]
@@ -322,7 +338,7 @@ class Bench:
 
     def close(self) -> None:
         if self.peer is not None and self.peer.stdin:
-            self.peer.stdin.close()
+            self.peer.kill()
             self.peer.wait()
         self.temporary.cleanup()
 
@@ -341,7 +357,7 @@ class Bench:
             return
         print(f"\n{card(self.device)}, torch {torch.__version__}, {self.arguments.size[0]}x{self.arguments.size[1]}, "
               f"half precision {self.arguments.amp}; {datetime.date.today()}")
-        if measured := self.results.get("rates"):
+        if "copy" in (measured := self.results.get("rates", {})):
             print("measured rates: " + ", ".join(
                 f"{key} {value:.1f} {'GB/s' if key == 'copy' else 'TFLOP/s'}" for key, value in measured.items()
                 if key != "cell_seconds"))
@@ -352,6 +368,7 @@ class Bench:
         self.table("The whole program, JPEG to PNG", "file", ("fps", "model_fps", "peak_mib"))
         self.table("The training step", "train", ("steps_per_second", "peak_mib"))
         self.table("Decoding for it", "loader", ("clips_per_second",))
+        self.table("Training from files", "run", ("steps_per_second", "waiting"))
         self.table("Parts", "kernel", ("milliseconds",))
         self.ratios()
         failed = [name for name, found in self.results.items() if "failed" in found]
@@ -494,24 +511,45 @@ def clip_settings(arguments: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(batch=1 if small else 4, frames=3 if small else 5, crop=97 if small else 465, objects=3)
 
 
-def loader_rate(workers: int, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """Clips/s of the training data's decoding and augmenting, from generated videos of the frames' size."""
+def training_config(variant: str, workers: int, folder: Path, arguments: argparse.Namespace, *more: str) -> Any:
+    """A training at the official setting on generated videos of the frames' size."""
     from configs import load_config, model_config_path
-    from datasets.mixture import Mixture, batches
     from datasets.synthetic import make
 
     settings = clip_settings(arguments)
-    data = make(folder / "clips", videos=(8, 1, 0), frames=12, size=arguments.size, difficulty="normal")
-    config = load_config(model_config_path("aott"), [
+    data = make(folder / "clips", videos=(3, 1, 0), frames=12, size=arguments.size, difficulty="normal")
+    return load_config(model_config_path(variant), [
         f"data.root={data}", f"data.workers={workers}", f"train.crop={settings.crop}", f"train.batch={settings.batch}",
-        f"train.frames={settings.frames}"])
-    warm, count = 2 * workers, 3 * workers
+        f"train.frames={settings.frames}", *more])
+
+
+def loader_rate(workers: int, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Clips/s of the training data's decoding and augmenting, from generated videos of the frames' size."""
+    from datasets.mixture import Mixture, batches
+
+    config = training_config("aott", workers, folder, arguments)
+    ahead = 2 * workers  # batches that are ready or in work when the clock starts
+    warm, count = ahead, 2 * ahead if arguments.device == "cpu" else 10 * ahead
     running = batches(Mixture(config), 0, warm + count)
     for _ in range(warm):  # what the workers had ready
         next(running)
     begun = time.perf_counter()
     done = sum(1 for _ in running)
-    return {"clips_per_second": done * settings.batch / (time.perf_counter() - begun)}
+    return {"clips_per_second": done * config.train.batch / (time.perf_counter() - begun)}
+
+
+def whole_training(variant: str, workers: int, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Steps/s of train.py's own loop from files, and the share of its time that it waits for clips, the device idle."""
+    from common.ranks import Ranks
+    from training.loop import train
+
+    steps = 4 if arguments.device == "cpu" else 60
+    config = training_config(variant, workers, folder, arguments, f"train.amp={arguments.amp}", f"train.steps={steps}",
+                             f"train.log_every={steps // 2}", "train.validate_split=none")
+    run = folder / f"run_{variant}"
+    train(config, run, Ranks(0, 1, torch.device(arguments.device)))
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])  # of the second half: all is warm
+    return {"steps_per_second": 1 / last["seconds"], "waiting": last["data_seconds"] / last["seconds"]}
 
 
 def timed_training(step: Callable[[], Tensor], device: torch.device) -> dict[str, float]:
@@ -537,6 +575,7 @@ def serve_peer(arguments: argparse.Namespace) -> None:
     from models.preprocess import input_size
 
     device = torch.device(arguments.device)
+    out, sys.stdout = sys.stdout, sys.stderr  # the official code prints
     import_peer(arguments.peer)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}[arguments.amp]
 
@@ -578,16 +617,14 @@ def serve_peer(arguments: argparse.Namespace) -> None:
         return timed_training(peer_step(network, config, clip_settings(arguments), device,
                                         half if mode == "peer_amp" else None), device)
 
-    out, sys.stdout = sys.stdout, sys.stderr  # the official code prints
     for line in sys.stdin:
         kind, *parts = line.strip().split("/")
         try:
             answer = training(*parts) if kind == "train" else network_alone(parts[0], int(parts[1]), *parts[2:])
-        except RuntimeError as error:
-            answer = {"failed": str(error).strip().splitlines()[-1][:200]}
+        except Exception as error:
+            answer = failure(error)
         print(json.dumps(answer), file=out, flush=True)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        tidy(device)
 
 
 # The device.
@@ -599,10 +636,26 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_mib(device: torch.device) -> float:
-    """Most that the allocator gave since reset_peak; the process's resident set so far on the processor."""
+    """Most that was needed at once since reset_peak; the process's resident set so far on the processor."""
+    from inference.runner import peak_bytes
+
+    return peak_bytes(device) / 2**20
+
+
+def tidy(device: torch.device) -> None:
+    """Leave nothing of a cell to the next one's memory: compiled networks are cycles, products keep workspaces."""
+    gc.collect()
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        with suppress(RuntimeError):  # a broken card fails at the next cell, which tells of it
+            torch._C._cuda_clearCublasWorkspaces()
+            torch.cuda.empty_cache()
+
+
+def failure(error: Exception) -> dict[str, str]:
+    """What a cell that failed gives: the first line of the error, whose traceback goes to standard error."""
+    traceback.print_exception(error)
+    first = next(iter(str(error).strip().splitlines()), "")
+    return {"failed": f"{type(error).__name__}: {first}"[:200]}
 
 
 def card(device: torch.device) -> str:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -50,30 +51,29 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records CUDA graphs, all in one pool of memory: they are replayed in order, never two at once."""
+    """Records CUDA graphs. Those of a session share a pool of memory: they are replayed in order, never two at once."""
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.pool = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream(device)
         self.graph: torch.cuda.CUDAGraph | None = None
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        here = torch.cuda.current_stream(self.device)
+        here, there = torch.cuda.current_stream(self.device), capture_stream(self.device)
         with CAPTURING:
-            self.stream.wait_stream(here)
-            try:
-                with torch.cuda.stream(self.stream):
+            self.pool = torch.cuda.graph_pool_handle()  # a new one each time: a pool dies with its last graph
+            there.wait_stream(here)
+            with torch.cuda.stream(there):  # a capture must end on the stream on which it began
+                try:
                     yield
-            except BaseException:
-                if self.graph is not None:
-                    with suppress(RuntimeError):  # the capture is invalid by now; the first error counts
-                        self.graph.capture_end()
-                raise
-            finally:
-                self.graph = None
-                here.wait_stream(self.stream)
+                except BaseException:
+                    if self.graph is not None:
+                        with suppress(RuntimeError):  # the capture is invalid by now; the first error counts
+                            self.graph.capture_end()
+                    raise
+                finally:
+                    self.graph = None
+            here.wait_stream(there)
 
     def begin(self) -> None:
         self.graph = torch.cuda.CUDAGraph()
@@ -85,6 +85,12 @@ class CudaRecorder:
         assert graph is not None
         graph.capture_end()
         return graph.replay
+
+
+@cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which graphs are recorded: one a device, since PyTorch hands out 32 in turn, again and again."""
+    return torch.cuda.Stream(device)
 
 
 class FrameGraph:
@@ -115,6 +121,8 @@ class FrameGraph:
             return attended
 
         with recorder.session():
+            # Once without recording: plans and workspaces belong to a thread and its stream.
+            body(self.frame, self.state, lambda index, query: attend(index, query, state))
             recorder.begin()
             self.outcome = body(self.frame, self.state, between)
             self.last = recorder.end()

@@ -52,7 +52,7 @@ class Lane:
             return lambda: labels
         host = torch.empty(labels.shape, dtype=labels.dtype, pin_memory=True)
         host.copy_(labels, non_blocking=True)
-        done = torch.cuda.Event()
+        done = torch.cuda.Event(blocking=True)  # a thread that waits for it sleeps
         done.record()
 
         def wait() -> np.ndarray:
@@ -69,7 +69,7 @@ class Lane:
             yield
             self._seconds += time.perf_counter() - begun
             return
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first, last = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
         first.record()
         yield
         last.record()

@@ -23,7 +23,7 @@ from models.identity import IDENTITIES
 from models.memory import Evidence, State
 from models.memory.bank import map_tensors
 from models.memory.inspection import Note, Watch
-from models.precision import autocast_type
+from models.precision import autocast_type, ready
 from models.preprocess import input_size, prepare_frame, resize_labels
 
 Picture = TypeVar("Picture", np.ndarray, Tensor)
@@ -85,6 +85,7 @@ class Predictor:
 
     def _prepare(self, config: Config, network: Network, device: str | torch.device, dtype: torch.dtype) -> None:
         self.config, self.device, self.dtype = config, torch.device(device), dtype
+        ready(self.device)
         fold_frozen_norms(network.encoder)
         network = network.eval().requires_grad_(False).to(self.device, dtype)
         self._amp = autocast_type(config.inference.amp, self.device)

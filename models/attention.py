@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SCORES = 1 << 21  # numbers of a score matrix at a time where no fused kernel exists; bounds the memory of a long bank
+# Numbers of a score matrix at a time where no fused kernel does without one; bounds the memory of a long bank.
+SCORES, SCORES_ON_CPU = 1 << 26, 1 << 21
 ROWS = 256  # of it at least: narrower products are slow
 TILE = 8  # rough edge of a tile of queries in windowed attention: small enough to skip most of the map
 
@@ -38,7 +39,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
     query, key, value = (_split(tensor, heads) for tensor in (query, key, value))  # (B, heads, ., channels of a head)
     if query.shape[-1] == value.shape[-1]:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    else:  # DeAOT's values are wider than its keys: no fused kernel on any device
+    else:  # DeAOT's values are wider than its keys: no fused kernel on the processor, on a GPU none of the quick ones
         chunks = query.split(query.shape[-2] if torch.is_grad_enabled() else _rows(query, key), dim=-2)
         out = torch.cat([_plain_attention(chunk, key, value, mask) for chunk in chunks], dim=-2)
     return out.transpose(1, 2).flatten(2)  # (B, L, Cv)
@@ -67,9 +68,9 @@ def _split(tokens: Tensor, heads: int) -> Tensor:
 
 
 def _rows(query: Tensor, key: Tensor) -> int:
-    """How many queries at a time: few enough for SCORES, in even parts."""
+    """How many queries at a time: few enough for SCORES of the device, in even parts."""
     count, keys = query.shape[-2], key.shape[:-1].numel()  # of all samples and heads
-    parts = math.ceil(count * keys / SCORES)
+    parts = math.ceil(count * keys / (SCORES_ON_CPU if query.device.type == "cpu" else SCORES))
     return max(ROWS, math.ceil(count / parts))
 
 

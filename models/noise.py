@@ -39,7 +39,9 @@ class SampleNoise:
         if self.drawn is None or self.used + wanted > self.drawn.shape[1]:
             count = max(wanted, _BLOCK)
             drawn = torch.stack([torch.rand(count, generator=one, device=one.device) for one in self.generators])
-            self.drawn, self.used = drawn.to(device), 0
+            if device.type == "cuda":  # so that the copy waits for nothing
+                drawn = drawn.pin_memory()
+            self.drawn, self.used = drawn.to(device, non_blocking=True), 0
         taken = self.drawn[:, self.used : self.used + wanted]
         self.used += wanted
         return taken.unflatten(1, (frames, width)).transpose(0, 1).reshape(rows, width)  # (B, T, w) -> (T * B, w)

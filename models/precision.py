@@ -36,3 +36,10 @@ def computes_in(wanted: torch.dtype, device: torch.device) -> bool:
     supported = {torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
                  torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported}
     return supported[wanted]()
+
+
+def ready(device: torch.device) -> None:
+    """Settle for the process what PyTorch decides for itself: no cuDNN attention, which is a GPU's first choice in half
+    precision since torch 2.11 and builds a plan, in tenths of a second, for each new length of the memory."""
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)

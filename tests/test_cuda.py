@@ -165,10 +165,11 @@ def test_half_precision_running_freely_scores_as_float32(name, shared, tmp_path)
 
 
 @pytest.mark.parametrize("graphs", ["false", "true"])
+@pytest.mark.parametrize("amp", ["none", "bf16"])
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_no_policy_makes_the_host_wait(policy, graphs):
+def test_no_policy_makes_the_host_wait(policy, amp, graphs):
     check_no_waiting("aott", f"memory.policy={policy}", "memory.gap=1", "memory.capacity=3",
-                     f"inference.graphs={graphs}")
+                     f"inference.graphs={graphs}", f"inference.amp={amp}")
 
 
 @pytest.mark.parametrize("amp", ["none", "bf16"])
@@ -237,7 +238,9 @@ def test_several_videos_at_once_give_the_same_files(graphs, tmp_path):
     assert len(files) == 30
     for path in files:
         other = tmp_path / "three" / path.relative_to(tmp_path / "one")
-        assert np.array_equal(read_labels(path), read_labels(other)), other
+        same = (read_labels(path) == read_labels(other)).mean()
+        # With graphs a video's first step runs without one where no video before recorded it.
+        assert same == 1 if graphs == "false" else same >= 0.9999, (other, same)
 
 
 def test_arrays_and_tensors_give_the_same_masks():
@@ -273,9 +276,9 @@ def step_of(model: str, device: str, dtype: torch.dtype, amp: torch.dtype | None
 
 @pytest.mark.parametrize("model", ["aott", "deaott", "r50_aotl", "ddmemory"])
 def test_a_training_step_is_the_processors(model):
+    expected, reference = step_of(model, "cpu", torch.float64)
     for dtype, loss_allowed, gradient_allowed in ((torch.float64, 1e-9, 1e-6), (torch.float32, 1e-4, 1e-2)):
         loss, gradient = step_of(model, DEVICE, dtype)
-        expected, reference = step_of(model, "cpu", torch.float64)
         assert abs(loss / expected - 1) <= loss_allowed, (dtype, loss, expected)
         assert (gradient - reference).norm() <= gradient_allowed * reference.norm(), dtype
 

@@ -1,6 +1,7 @@
 """The GPU benchmark itself, tried on the processor: what it counts, what it writes, when it stops."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -57,12 +58,52 @@ def test_no_cell_starts_after_the_minutes_and_a_failing_one_does_not_end_the_oth
     assert not running.results and len(running.skipped) > 50
     running.close()
     running = bench(monkeypatch, "--only", "kernel/*")
-    monkeypatch.setattr(cuda, "kernel", lambda *_: (_ for _ in ()).throw(RuntimeError("no such kernel")))
+    monkeypatch.setattr(cuda, "kernel", failing(RuntimeError("no such kernel\nCompile with TORCH_USE_CUDA_DSA")))
     running.run()
     running.close()
+    running.results["rates"] = cuda.failure(ValueError())  # the tables do without
     running.tables()
-    assert all(found["failed"] == "no such kernel" for found in running.results.values())
+    assert running.results.pop("rates") == {"failed": "ValueError: "}
+    assert all(found["failed"] == "RuntimeError: no such kernel" for found in running.results.values())
     assert "failed: kernel/" in capsys.readouterr().out
+
+
+def failing(error: Exception):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def test_a_floor_that_cannot_be_counted_leaves_the_speed(monkeypatch):
+    running = bench(monkeypatch, "--only", "net/aott/3/1/fp32")
+    monkeypatch.setattr(cuda, "Work", failing(TypeError("no rule for this operation")))
+    running.run()
+    found = running.results["net/aott/3/1/fp32"]
+    assert found["fps"] > 0 and found["floor_failed"] == "TypeError: no rule for this operation"
+    running.close()
+
+
+def test_a_peer_that_ends_or_hangs_costs_its_cells_alone(monkeypatch):
+    running = bench(monkeypatch, "--peer", "nowhere", "--only", "net/aott/3/*/peer")
+    monkeypatch.setattr(cuda, "PEER_SECONDS", 1.0)
+    monkeypatch.setattr(running, "weights", lambda variant: None)
+    program = iter(["import sys", "import time; time.sleep(60)"])  # ends at once; hangs
+    real = subprocess.Popen
+    monkeypatch.setattr(cuda.subprocess, "Popen",
+                        lambda command, **options: real([sys.executable, "-c", next(program)], **options))
+    running.run()
+    assert len(running.results) > 2, "and a third start would find no program"
+    assert all("UserError: the official code's process ended" in found["failed"] for found in running.results.values())
+    running.close()
+
+
+def test_a_training_from_files_says_how_long_it_waits(monkeypatch):
+    running = bench(monkeypatch, "--only", "run/*")
+    running.run()
+    (found,) = running.results.values()
+    assert found["steps_per_second"] > 0 and 0 <= found["waiting"] < 1, found
+    running.close()
 
 
 def test_a_pattern_without_a_cell_and_a_size_that_is_none_are_the_users_errors(monkeypatch):

@@ -304,6 +304,8 @@ def test_gradient_reaches_the_first_write_of_its_window_and_no_further(form):
             state = state.detach()
         state.short = state.detach().short  # only the global memory joins the frames here
         writes.append(state.extra.banks[0][0])
+    *_, bias = network.global_banks[0].read(state.extra.banks[0])
+    assert not bias.requires_grad, "or fused attention makes its gradient, a whole matrix of scores, for nothing"
     reaches = torch.autograd.grad(logits.square().mean(), leaves, allow_unused=True)
     assert [gradient is not None and bool(gradient.abs().sum() > 0) for gradient in reaches] \
         == [False, False, False, True, True]  # 0, 1, 2: before the cut

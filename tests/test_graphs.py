@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs import load_config, model_config_path, model_names
 from inference import Predictor
-from inference.graphs import KEPT, Graphs
+from inference.graphs import KEPT, CudaRecorder, Graphs, capture_stream
 from inference.predictor import View
 from models.memory import POLICIES
 from tests.test_networks import on_fake_cuda
@@ -116,9 +116,12 @@ def test_graphs_change_nothing(model):
     assert other._graphs.recorder.pieces == 2 * (1 + predictor.config.model.blocks), "once for each number of objects"
 
 
+@pytest.mark.parametrize("amp", ["none", "bf16"])
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_every_policy_decides_alike_under_graphs(policy):
-    predictor = predictor_of("aott", f"memory.policy={policy}", "memory.gap=1", "memory.capacity=3")
+def test_every_policy_decides_alike_under_graphs(policy, amp, monkeypatch):
+    monkeypatch.setattr("models.precision.computes_in", lambda *_: True)  # emulated, where the processor has none
+    predictor = predictor_of("aott", f"memory.policy={policy}", "memory.gap=1", "memory.capacity=3",
+                             f"inference.amp={amp}")
     assert_same_video(predictor, recorded(predictor), 12)
 
 
@@ -167,6 +170,49 @@ def test_weights_kept_in_half_precision_give_autocasts_masks(model, monkeypatch)
             theirs = cast.start(frame, labels(0, 1)) if number == 0 else cast.step(frame)
         same.append((mine == theirs).float().mean().item())
     assert min(same) > 0.98, same
+
+
+def test_a_capture_that_fails_ends_on_its_own_stream_and_the_next_has_a_pool_of_its_own(monkeypatch):
+    """CUDA refuses to end a capture elsewhere, and the lane's stream must not be drawn into one."""
+    told = []
+
+    class Stream:
+        def wait_stream(self, other):
+            told.append("wait")
+
+    class Graph:
+        def capture_begin(self, pool, capture_error_mode):
+            told.append(f"begin {pool}")
+
+        def capture_end(self):
+            told.append("end")
+
+        def replay(self):
+            pass
+
+    @contextmanager
+    def on(stream):
+        told.append("enter")
+        try:
+            yield
+        finally:
+            told.append("leave")
+
+    handles = iter("ab")
+    for name, stand_in in (("Stream", lambda device: Stream()), ("current_stream", lambda device: Stream()),
+                           ("CUDAGraph", Graph), ("stream", on), ("graph_pool_handle", lambda: next(handles))):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    capture_stream.cache_clear()
+    recorder = CudaRecorder(torch.device("cuda"))
+    with pytest.raises(RuntimeError, match="not permitted"), recorder.session():
+        recorder.begin()
+        raise RuntimeError("operation not permitted when stream is capturing")
+    assert told == ["wait", "enter", "begin a", "end", "leave"]
+    with recorder.session():
+        recorder.begin()
+        recorder.end()
+    assert told[5:] == ["wait", "enter", "begin b", "end", "leave", "wait"]
+    capture_stream.cache_clear()
 
 
 class Nothing:

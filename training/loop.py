@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from datasets.check import check_videos
 from datasets.mixture import Mixture, batches, clips_at_once
 from models import build_network, load_state, load_weights, save_weights
 from models.noise import SampleNoise
-from models.precision import autocast_notice, autocast_type
+from models.precision import autocast_notice, autocast_type, ready
 from training.checkpoints import load_newest, save_checkpoint
 from training.clip_model import ClipModel
 from training.optimiser import Average, build_optimiser, set_learning_rate
@@ -52,6 +53,7 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses; read at its first use
         torch.use_deterministic_algorithms(True)
+    ready(device)
     torch.manual_seed(config.seed)
     mixture = Mixture(config)
     for note in (note for source in mixture.sources for note in source.notes):
@@ -120,7 +122,7 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
             began = time.perf_counter()
             torch.manual_seed(config.seed + step)  # what draws outside a sample's own numbers is new in every step
             lr = set_learning_rate(optimiser, step, settings)
-            loss, waited = torch.zeros((), device=device), 0.0
+            waited, parts, losses = 0.0, [], []
             for part in range(settings.accumulate):
                 asked = time.perf_counter()
                 batch = next(loader).to(device)
@@ -129,19 +131,24 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
                 with model.no_sync() if between else nullcontext():
                     with SampleNoise(batch.seeds), torch.autocast(device.type, amp, enabled=amp is not None):
                         result = model(batch.frames, batch.masks, batch.objects, step, batch.slots)
-                    if not torch.isfinite(result["loss"]):
-                        path = save_batch(run, step, ranks.rank, batch)
-                        say(f"the loss of step {step} is {result['loss'].item()}; its batch is {path}")
                     scaler.scale(result["loss"] / settings.accumulate).backward()
-                loss += result["loss"].detach() / settings.accumulate
-            loss, stop = ranks.mean(torch.stack([loss, loss.new_tensor(float(stopped()))])).tolist()
-            if not abs(loss) < float("inf"):
+                parts.append(batch)
+                losses.append(result["loss"].detach())
+            scaler.unscale_(optimiser)
+            norm = torch.nn.utils.clip_grad_norm_(clip_model.parameters(), settings.clip_gradient)
+            losses = torch.stack(losses)
+            mean = ranks.mean(torch.stack([losses.mean(), losses.new_full((), float(stopped()))]))
+            # The step's only wait for the device: nothing above looks at a value.
+            loss, stop, norm, *losses = torch.cat([mean, norm.to(mean).view(1), losses]).tolist()
+            for batch, own in zip(parts, losses, strict=True):
+                if not math.isfinite(own):
+                    path = save_batch(run, step, ranks.rank, batch)
+                    say(f"the loss of step {step} is {own}; its batch is {path}")
+            if not math.isfinite(loss):
                 raise TrainingDiverged(f"{run}: the loss of step {step} is {loss}; its batch is kept in "
                                        f"{run}/diverged_step_{step:07d}_rank_*.pt, and the last checkpoint is from "
                                        "before: lower train.lr, or set train.amp=none")
-            scaler.unscale_(optimiser)
-            norm = torch.nn.utils.clip_grad_norm_(clip_model.parameters(), settings.clip_gradient)
-            if not scaler.is_enabled() and not torch.isfinite(norm):  # the scaler leaves out such steps itself
+            if not scaler.is_enabled() and not math.isfinite(norm):  # the scaler leaves out such steps itself
                 path = save_batch(run, step, ranks.rank, batch)
                 raise TrainingDiverged(f"{run}: the gradient of step {step} is not finite; its batch is kept in "
                                        f"{path}, and the last checkpoint is from before: lower train.lr, or "
@@ -152,7 +159,7 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
             if settings.ema:
                 average.update(step)
             step += 1
-            recent.append([loss, norm.item(), time.perf_counter() - began, waited])
+            recent.append([loss, norm, time.perf_counter() - began, waited])
 
             if journal and (step % settings.log_every == 0 or step == settings.steps):
                 journal.write(step, metrics(recent, lr, settings.batch))

@@ -143,6 +143,7 @@ class DenseBank(nn.Module):
         met = _sums(known.unsqueeze(-1).to(key.dtype), match, owner.shape[1])  # (B, M, 1)
         told = _sums(told * known.unsqueeze(-1), match, owner.shape[1]) / met.clamp_min(1)
         met_key, met_value, foreground, strength = told.split([key.shape[-1], value.shape[-1], 1, 1], -1)
+        foreground, strength = foreground.detach(), strength.detach()  # of masks: nothing learns from their gradient
         new_value, gate = self.gate(old_value, met_value, count, strength, foreground)
         mean = gate.mean(-1, keepdim=True)  # (B, M, 1)
         new_key = (1 - mean) * old_key + mean * met_key
@@ -309,7 +310,8 @@ def _sums(tokens: Tensor, places: Tensor, count: int) -> Tensor:
     batch, _, channels = tokens.shape
     rows = places + count * torch.arange(batch, device=places.device).unsqueeze(1)
     empty = tokens.new_zeros(batch * count, channels)
-    return empty.index_add(0, rows.flatten(), tokens.flatten(0, 1)).unflatten(0, (batch, count))
+    # Not index_add, whose order of summation, and with it the last bit, changes from run to run on a GPU.
+    return empty.index_put((rows.flatten(),), tokens.flatten(0, 1), accumulate=True).unflatten(0, (batch, count))
 
 
 def _precise(tensor: Tensor) -> Tensor:

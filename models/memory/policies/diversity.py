@@ -43,8 +43,9 @@ class Diversity(Policy):
         """(slots,) cosine of the candidate and each stored frame, -1..1; 0 where nothing is stored."""
         stored = F.normalize(bank.tensors[0][0][0].float(), dim=-1)  # (slots, L, C)
         new = F.normalize(candidate.key[0].float(), dim=-1)  # (L, C)
-        # One frame at a time: the affinity of all at once would be the largest tensor of a step.
-        return torch.stack([(frame @ new.T).amax(-1).mean() for frame in stored])
+        with torch.autocast(new.device.type, enabled=False):  # the record is float32
+            # One frame at a time: the affinity of all at once would be the largest tensor of a step.
+            return torch.stack([(frame @ new.T).amax(-1).mean() for frame in stored])
 
 
 def swap_gain(gram: Tensor, similarity: Tensor, stored: Tensor) -> Tensor:
