@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.memory_scores import segment_video
-from common.command import run
+from common.command import child, run
 from common.errors import UserError, UserErrors, nearest
 from common.files import file_hash, write_json, write_text, written_whole
 from common.progress import Progress
@@ -197,9 +196,8 @@ def trained(folder: Path, recipe: str, data: Path, seed: int, steps: int, settin
         command += [f"data.root={data.resolve()}", f"seed={seed}", f"train.steps={steps}",
                     f"train.checkpoint_every={max(1, min(200, steps))}",
                     "train.validate_split=none", *settings]  # the rows are scored here
-    done = subprocess.run(command, cwd=REPOSITORY, check=False)
-    if done.returncode:
-        raise UserError(f"{folder}: train.py ended with status {done.returncode}; see what it printed above")
+    if status := child(command, REPOSITORY):
+        raise UserError(f"{folder}: train.py ended with status {status}; see what it printed above")
     return weights.resolve()
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -56,6 +58,20 @@ def run(main: Callable[[], None]) -> NoReturn:
         print(str(stop) or "terminated", file=sys.stderr)
         sys.exit(143)
     sys.exit(0)
+
+
+def child(words: list[str], folder: Path | None = None) -> int:
+    """Run another program, in ``folder``, to its end and return its status.
+
+    What stops this one stops it first, and waits: a training leaves a checkpoint.
+    """
+    with subprocess.Popen(words, cwd=folder) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

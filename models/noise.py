@@ -38,9 +38,10 @@ class SampleNoise:
         wanted = frames * width
         if self.drawn is None or self.used + wanted > self.drawn.shape[1]:
             count = max(wanted, _BLOCK)
-            drawn = torch.stack([torch.rand(count, generator=one, device=one.device) for one in self.generators])
-            if device.type == "cuda":  # so that the copy waits for nothing
-                drawn = drawn.pin_memory()
+            drawn = torch.empty(len(self.generators), count, device="cpu",
+                                pin_memory=device.type == "cuda")  # so that the copy waits for nothing
+            for row, one in zip(drawn, self.generators, strict=True):
+                row.uniform_(generator=one)
             self.drawn, self.used = drawn.to(device, non_blocking=True), 0
         taken = self.drawn[:, self.used : self.used + wanted]
         self.used += wanted

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from common.command import run
+from common.command import child, run
 from common.errors import UserError
 from common.files import write_json
 from common.progress import duration
@@ -65,9 +64,8 @@ def command(what: str, *arguments: object) -> None:
     """Print and run one of the project's own commands; its failure is the demo's."""
     words = [str(argument) for argument in arguments]
     print(f"\n== {what}: python {shlex.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, *words])
-    if done.returncode:
-        raise UserError(f"{what}: the command above ended with status {done.returncode}; see what it said, then run "
+    if status := child([sys.executable, *words]):
+        raise UserError(f"{what}: the command above ended with status {status}; see what it said, then run "
                         "the demo again: finished steps are not repeated")
 
 
