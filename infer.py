@@ -64,7 +64,7 @@ def infer(arguments: argparse.Namespace, ranks: Ranks) -> None:
     costs = ranks.gather(cost)
     if ranks.first:
         summary = summarise(outputs, own, config, ranks.device, costs)
-        print(f"{len(waiting)} videos segmented; all of {outputs.folder}: {summary['frames']} frames, "
+        print(f"{count_of(waiting)} segmented; all of {outputs.folder}: {summary['frames']} frames, "
               f"{summary['model_frames_per_second']} frames/s the model alone, {summary['frames_per_second']} the "
               f"whole, peak memory {summary['peak_bytes'] / 2**20:.0f} MiB")
         for source in sources:
@@ -76,6 +76,10 @@ def infer(arguments: argparse.Namespace, ranks: Ranks) -> None:
                 print(f"wrote {outputs.folder / name}")
 
 
+def count_of(videos: Sequence[Source]) -> str:
+    return f"{len(videos)} video{'s' if len(videos) != 1 else ''}"
+
+
 def announce(sources: Sequence[Source], waiting: Sequence[Source], config: Config, device: torch.device) -> None:
     """Say what will be done, and what memory that does not stay bounded will take."""
     if notice := FAMILIES[config.model.family].notice:
@@ -83,13 +87,17 @@ def announce(sources: Sequence[Source], waiting: Sequence[Source], config: Confi
     if notice := autocast_notice(config.inference.amp, device, "inference.amp"):
         print(notice)
     if len(waiting) < len(sources):
-        print(f"{len(sources) - len(waiting)} videos were finished before and are skipped")
+        print(f"finished before and skipped: {len(sources) - len(waiting)} of {count_of(sources)}")
+    for line in (line for source in waiting if isinstance(source, OwnSource) for line in source.notes):
+        print(f"note: {line}", file=sys.stderr)
     if waiting and not POLICIES[config.memory.policy].bounded:
         longest = max(waiting, key=len)
         frames = len(longest) or 1000
         where = f"the end of {longest.name} ({frames} frames)" if len(longest) else "1000 frames"
         mib = expected_bytes(config, longest.size(), frames, device) / 2**20
-        print(f"memory.policy={config.memory.policy} grows: {mib:.0f} MiB expected at {where}, for each ten objects")
+        if mib >= 1:
+            print(f"memory.policy={config.memory.policy} grows: {mib:.0f} MiB expected at {where}, for each ten "
+                  "objects")
 
 
 def parse() -> argparse.Namespace:

@@ -141,7 +141,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="runs/memory", help="folder of everything (default: runs/memory)")
     parser.add_argument("--budget", choices=BUDGETS, default="small",
-                        help="medium: half an hour of one core for four rows of a seed; full: a day (default: small)")
+                        help="smoke: two minutes, to see that it runs, its numbers mean nothing; "
+                             "medium: half an hour of one core for four rows of a seed; full: a day (default: small)")
     parser.add_argument("--seeds", type=int, default=1, help="how many times the second stage is trained (default: 1)")
     parser.add_argument("--rows", help="names of rows, separated by semicolons; default: all, namely "
                                        + "; ".join(row.name for row in ROWS))

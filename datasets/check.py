@@ -119,7 +119,7 @@ def _check_masks(video: Video, size: tuple[int, int] | None, problems: Problems)
         here = header.width, header.height
         size = size or here
         if header.kind != "PNG":
-            problems.append(f"{path}: a {header.kind} file under this name; masks must be palette PNG")
+            problems.append(f"{path}: a {header.kind} file under this name; masks must be palette or grey PNG")
         elif header.mode not in ("palette", "greyscale", *(("greyscale with alpha",) if video.binary else ())):
             problems.append(f"{path}: {header.mode} colours instead of a palette; convert the mask to a "
                             "palette or grey PNG with one index an object")
@@ -186,8 +186,8 @@ def _check_ids(video: Video, found: VideoSet, stems: list[str], all_ids: bool, p
                 first_seen = {label: stem for label in ids}
                 break
     if not first_seen:
-        problems.append(f"{video.mask_folder}: no mask shows an object (all are empty); add the mask of the "
-                        "frame where the first object appears, or leave the video out")
+        problems.append(f"{video.mask_folder}: no mask shows an object (all are empty or white, and 255 belongs to "
+                        "nothing); give the objects the values 1, 2, ..., or leave the video out")
         return
     if found.objects == "first" and stems[0] not in first_seen.values():
         problems.append(f"{video.mask_path(stems[0])}: shows no object, but those of the first mask are what is given "

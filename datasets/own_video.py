@@ -67,6 +67,19 @@ class OwnVideo:
                 problems.append(str(error))
         if problems:
             raise UserErrors(problems)
+        self.notes = self._corrections()
+
+    def _corrections(self) -> list[str]:
+        """A line for each later mask without a new object: two black and white ones may be meant as two objects."""
+        known: set[int] = set()
+        lines = []
+        for stem in (stem for stem in self._files or sorted(self.given) if stem in self.given):
+            ids = set(np.unique(self.given[stem]).tolist()) - {0, 255}
+            if known and not ids - known:
+                lines.append(f"the mask of frame {stem} gives no new object, it corrects {sorted(ids)}; a further "
+                             "object needs an id of its own (a black and white mask is object 1)")
+            known |= ids
+        return lines
 
     @property
     def files(self) -> list[Path]:

@@ -56,7 +56,7 @@ def read_labels(path: str | Path, binary: bool = False) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.format != "PNG":
-                raise UserError(f"{path}: a {image.format} file under this name; masks must be palette PNG")
+                raise UserError(f"{path}: a {image.format} file under this name; masks must be palette or grey PNG")
             if image.mode == "LA" and binary:
                 image = image.getchannel("L")
             if image.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):

@@ -71,7 +71,8 @@ def score_frame(task: FrameTask, check_only: bool = False) -> FrameScore:
         try:
             maps.append(decode_labels(data))
         except NotALabelMap as error:
-            result.problems.append(f"{path}: {what}: {error}; masks must be palette PNG, the index being the object id")
+            result.problems.append(f"{path}: {what}: {error}; masks must be palette or grey PNG, the index being the "
+                                   "object id")
     if len(maps) == 2 and maps[0].shape != maps[1].shape:
         sizes = ["x".join(map(str, labels.shape[::-1])) for labels in maps]
         result.problems.append(f"{task.prediction}: the prediction is {sizes[1]} pixels, its ground truth {sizes[0]}; "

@@ -125,7 +125,8 @@ class Predictor:
         self._size = (int(frame.shape[0]), int(frame.shape[1]))
         labels = self._admit(label_map)
         if not len(self._ids):
-            raise UserError("first mask: holds no object; give the frame where one first appears")
+            raise UserError("first mask: holds no object (255 belongs to nothing); give the frame where one first "
+                            "appears, and objects the values 1 to 254")
         with self._precision():
             self._views = [self._first_view(frame, labels, View(number, size, flip, []))
                            for number, (size, flip) in enumerate(self._view_sizes())]

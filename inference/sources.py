@@ -84,7 +84,7 @@ class OwnSource:
     def __init__(self, path: str | Path, masks: Sequence[str | Path]):
         """As datasets.own_video.OwnVideo; raises UserErrors with all that is wrong."""
         self.video = OwnVideo(path, masks)
-        self.name = self.video.name
+        self.name, self.notes = self.video.name, self.video.notes
         self.rate = _film_rate(self.video.path) if self.video.path.is_file() else None
 
     def __len__(self) -> int:

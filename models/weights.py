@@ -77,7 +77,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
     """The named tensors of a weights file as they stand, and the configuration text inside (None: it has none)."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such weights file; check --weights")
+        raise UserError(f"{path}: no such weights file; check the path (--weights, train.weights)")
     try:
         if path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as stream:

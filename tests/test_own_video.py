@@ -63,6 +63,14 @@ def test_a_folder_keeps_its_stems_in_numeric_order(folder, tmp_path):
     assert frames[0].image[0, 0].tolist() == [90, 0, 0]
 
 
+def test_a_later_mask_without_a_new_object_is_told_of(folder, tmp_path):
+    white, again, second = (mask(tmp_path / f"{name}.png", *ids) for name, ids in (
+        ("white", (255,)), ("again", (0, 255)), ("second", (0, 2))))
+    video = OwnVideo(folder, [white, f"10:{again}", f"11:{second}"])
+    (note,) = video.notes
+    assert "frame 10 gives no new object, it corrects [1]" in note and "id of its own" in note
+
+
 def test_a_mask_of_0_and_255_is_object_1_and_otherwise_255_is_ignored(folder, tmp_path):
     binary = next(iter(OwnVideo(folder, [mask(tmp_path / "m.png", 255)]))).given
     assert set(np.unique(binary)) == {0, 1}

@@ -291,8 +291,8 @@ def test_references_never_leave(name):
     assert references == [0, *late]
     assert bank.capacity == 1 + stream.policy.slots() + len(late)
     # Whole rows, not only their labels, are where they belong.
-    for frame, row in zip(bank.frame.tolist(), bank.tensors[1][1][0], strict=True):
-        assert frame not in late or (row == frame).all()
+    for frame, reference, row in zip(bank.frame.tolist(), bank.reference.tolist(), bank.tensors[1][1][0], strict=True):
+        assert not reference or frame not in late or (row == frame).all()
 
 
 @pytest.mark.parametrize("name", BOUNDED)

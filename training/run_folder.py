@@ -28,24 +28,25 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
 
     Args:
         configs: of a new run, in order; resume: the folder's own configurations hold, and ``settings`` may only name
-            ``train.stop_at``, or what they say already.
+            ``train.stop_at``, or what they say already. A run that a mistake ended before its first step begins anew.
     Raises:
         UserError: a new run in the folder of another, or nothing to resume.
     """
     file = run / "config.yaml"
-    if resume:
-        if not file.is_file():
-            raise UserError(f"{file}: nothing to resume there; start without --resume")
+    written = ("**/checkpoints", "**/tensorboard", "**/weights.safetensors")  # by training itself
+    begun = file.exists() and any(path for pattern in written for path in run.glob(pattern))
+    if resume and not file.is_file():
+        raise UserError(f"{file}: nothing to resume there; start without --resume")
+    if resume and begun:
         kept = load_config(file)
         for key, text in ((text.partition("=")[0], text) for text in settings):
             if key != "train.stop_at" and load_config(file, [text]) != kept:
                 raise UserError(f"{key}: cannot change in a resumed run, which keeps {file}; leave it out, or begin "
                                 "another run with another --output")
         return
+    if begun:
+        raise UserError(f"{run}: holds a run already; continue it with --resume, or choose another --output")
     if file.exists():
-        begun = ("**/checkpoints", "**/tensorboard", "**/weights.safetensors")  # what training itself writes
-        if any(path for pattern in begun for path in run.glob(pattern)):
-            raise UserError(f"{run}: holds a run already; continue it with --resume, or choose another --output")
         shutil.rmtree(run / "stages", ignore_errors=True)  # a mistake ended that start before its first step
     earlier = None
     for number, config in enumerate(configs, 1):
