@@ -360,7 +360,9 @@ def test_a_start_that_a_mistake_ended_is_no_run(data, tmp_path):
     """Before the first step nothing can be lost: the command, put right, begins anew."""
     with pytest.raises(UserError, match=r"data\.root: not set"):
         quick_run(tmp_path / "run", tiny(data, "data.root=null"))
-    quick_run(tmp_path / "run", tiny(data), resume=True)  # as a script says once there is a config.yaml
+    with pytest.raises(UserError, match=r"data\.root: not set"):
+        quick_run(tmp_path / "run", tiny(data), resume=True)  # the folder's own settings hold
+    quick_run(tmp_path / "run", tiny(data), resume=True, settings=[f"data.root={data}"])  # as a script that goes on
     assert (tmp_path / "run" / "weights.safetensors").stat().st_mode & 0o777 == 0o666 & ~_umask()
 
 

@@ -28,7 +28,7 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
 
     Args:
         configs: of a new run, in order; resume: the folder's own configurations hold, and ``settings`` may only name
-            ``train.stop_at``, or what they say already. A run that a mistake ended before its first step begins anew.
+            ``train.stop_at``, or what they say already; a run that was ended before its first step takes any.
     Raises:
         UserError: a new run in the folder of another, or nothing to resume.
     """
@@ -37,7 +37,7 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
     begun = file.exists() and any(path for pattern in written for path in run.glob(pattern))
     if resume and not file.is_file():
         raise UserError(f"{file}: nothing to resume there; start without --resume")
-    if resume and begun:
+    if resume and (begun or not settings):
         kept = load_config(file)
         for key, text in ((text.partition("=")[0], text) for text in settings):
             if key != "train.stop_at" and load_config(file, [text]) != kept:
