@@ -328,7 +328,8 @@ class Bench:
             self.peer.kill()
         answer = self.peer.stdout.readline()
         if not answer:
-            self.peer, self.peer_failures = None, self.peer_failures + 1
+            self.end_peer()
+            self.peer_failures += 1
             raise UserError("the official code's process ended, or took too long; see above")
         found = json.loads(answer)
         if name.startswith("net/") and "failed" not in found:
@@ -336,10 +337,14 @@ class Bench:
             found |= self.agreement(variant, int(objects), memory, mode)
         return found
 
-    def close(self) -> None:
-        if self.peer is not None and self.peer.stdin:
+    def end_peer(self) -> None:
+        if self.peer is not None:
             self.peer.kill()
             self.peer.wait()
+            self.peer = None
+
+    def close(self) -> None:
+        self.end_peer()
         self.temporary.cleanup()
 
     # What is told.
