@@ -66,7 +66,8 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="checkout of lvos-evaluation; without it ours is measured alone")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that runs it (default: this one)")
     parser.add_argument("--frames", type=int, default=100, help="frames a video (default 100)")

@@ -49,7 +49,8 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="checkout of the official code; without it ours is measured alone")
     parser.add_argument("--variants", default=VARIANTS, help=f"comma-separated (default {VARIANTS})")
     parser.add_argument("--frames", type=int, help="frames a round (default: 24; 60 for L variants)")

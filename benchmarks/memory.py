@@ -138,7 +138,8 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="runs/memory", help="folder of everything (default: runs/memory)")
     parser.add_argument("--budget", choices=BUDGETS, default="small",
                         help="smoke: two minutes, to see that it runs, its numbers mean nothing; "
@@ -303,7 +304,8 @@ def draw_curves(results: dict[str, list[dict]], path: Path) -> None:
         if curves:
             axes.plot(np.linspace(2.5, 97.5, 20), 100 * np.mean(curves, 0), label=name)
     axes.set(xlabel="position in the video (%)", ylabel="J&F", ylim=(0, 100))
-    axes.legend(fontsize=8)
+    if axes.lines:
+        axes.legend(fontsize=8)
     with written_whole(path) as beside:
         figure.savefig(beside, dpi=110)
     plt.close(figure)

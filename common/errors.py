@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 class UserError(Exception):
@@ -25,8 +25,11 @@ class TrainingDiverged(Exception):
     """The loss became NaN or infinite: nobody's typing mistake, so exit status 1, but no traceback either."""
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return a phrase that helps with a misspelt name: ``did you mean 'x'?`` or the list of valid names."""
+def nearest(name: str, valid: Iterable[str], called: Callable[[str], str | None] = str) -> str:
+    """Return a phrase that helps with a misspelt name: ``did you mean 'x'?`` or the list of valid names.
+
+    ``called``: how the name is to be written.
+    """
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else "valid names: " + ", ".join(valid)
+    return f"did you mean '{called(close[0])}'?" if close else "valid names: " + ", ".join(valid)

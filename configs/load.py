@@ -42,6 +42,9 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), t
     """
     values: dict[str, Any] = dict(tree) if tree is not None else _read(Path(path)) if path is not None else {}
     where = str(path) if path is not None else "the configuration"
+    overrides = list(overrides)
+    if overrides:
+        where = f"{where} and the command line"
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -51,7 +54,6 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), t
         except yaml.YAMLError as error:
             raise UserError(f"{key}: {value!r} is not valid YAML ({_first_line(error)}); quote the value") from error
         values = _merge(values, _nest(key.split("."), parsed))
-        where = f"{where} and the command line"
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -116,7 +118,12 @@ def _explain(problem: Any, where: str) -> str:
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key in {where}; {nearest(location[-1], _keys_beside(location))}"
+        beside = {name: ".".join([*location[:-1], name]) for name in _keys_beside(location)}
+        elsewhere = {name: f"{section}.{name}" for section, field in Config.model_fields.items()
+                     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+                     for name in field.annotation.model_fields}
+        known = beside if location[-1] not in elsewhere else elsewhere  # right, but said of another section
+        return f"{key}: unknown key in {where}; {nearest(location[-1], known, called=known.get)}"
     return f"{key}: {problem['msg'].lower()}, not {problem['input']!r} (in {where})"
 
 

@@ -65,8 +65,7 @@ class Mixture(Dataset):
 
     def __init__(self, config: Config):
         self.config, self.seed = config, config.seed
-        sources = [source.model_copy(update={"root": str(Path(config.data.root or "") / source.root)})
-                   for source in config.data.sources] or [own_source(config)]
+        sources = all_sources(config)
         self.sources = [(VideoClips if source.kind == "video" else StaticClips)(source, config.train)
                         for source in sources]
         self.shown = [max(1, round(source.repeat * len(clips)))
@@ -124,11 +123,14 @@ class Mixture(Dataset):
         return source, (epoch * self.shown[source] + place) % len(self.sources[source])
 
 
-def own_source(config: Config) -> SourceConfig:
-    """The one source that ``data.root`` names."""
-    if config.data.root is None:
+def all_sources(config: Config) -> list[SourceConfig]:
+    """The sources of the mixture, with their whole paths; without a mixture the one that ``data.root`` names."""
+    data = config.data
+    if data.sources:
+        return [source.model_copy(update={"root": str(Path(data.root or "") / source.root)}) for source in data.sources]
+    if data.root is None:
         raise UserError("data.root: not set; name the data root (data.root=PATH) or a mixture (data.sources)")
-    return SourceConfig(root=config.data.root, split=config.data.split, format=config.data.format)
+    return [SourceConfig(root=data.root, split=data.split, format=data.format)]
 
 
 def clips_at_once(train: TrainConfig, ranks: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 
@@ -110,8 +111,8 @@ class OwnVideo:
             frame, file = (next(iter(self._files)) if self._files else "0"), mask
         if self._files:
             if frame not in self._files:
-                hint = nearest(frame, self._files) if len(self._files) < 2000 else ""
-                raise UserError(f"--mask {mask}: {self.path} has no frame '{frame}'; {hint[:160]}")
+                hint = shorten(nearest(frame, self._files), 160, placeholder=" ...") if len(self._files) < 2000 else ""
+                raise UserError(f"--mask {mask}: {self.path} has no frame '{frame}'; {hint}")
             return frame, Path(file)
         if not frame.isdigit():
             raise UserError(f"--mask {mask}: '{frame}' is no frame of a film; give its index, counted from 0")

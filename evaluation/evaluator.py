@@ -83,6 +83,7 @@ def evaluate(
     found = open_videos(data, split, format=format, videos=videos, need_images=False)
     folder = prediction_folder(pred, found)
     plan = make_plan(found, folder, protocol, task, unseen)
+    check_truth(found, plan)
     frames = sum(len(video.stems) for video in plan.videos)
     with Progress(frames, "scoring") if progress else nullcontext() as bar:
         scores = score_all(plan, workers, bar.advance if bar is not None else None)
@@ -101,6 +102,15 @@ def evaluate(
         "ground_truth_sha256": scores.truth_hash, "predictions_sha256": scores.prediction_hash,
     }
     return Evaluation(content, tuple(entries), tuple(findings), plan)
+
+
+def check_truth(found: VideoSet, plan: Plan) -> None:
+    """UserError for a test split: every video has masks where its objects begin, and lacks others that are scored."""
+    masks = {video.name: set(video.masks) for video in found.videos}
+    if all(len(video.masks) <= max(1, len(video.objects)) for video in found.videos) \
+            and all(set(video.stems) - masks[video.name] for video in plan.videos):
+        raise UserError(f"{found.root}: split '{found.split}' has masks only where its objects begin, so a test server "
+                        "must score it; python -m tools.make_submission packs your masks for that")
 
 
 def prediction_folder(pred: str | Path, found: VideoSet) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from common.errors import UserError
+
 _TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -40,6 +42,12 @@ def computes_in(wanted: torch.dtype, device: torch.device) -> bool:
 
 def ready(device: torch.device) -> None:
     """Settle for the process what PyTorch decides for itself: no cuDNN attention, which is a GPU's first choice in half
-    precision since torch 2.11 and builds a plan, in tenths of a second, for each new length of the memory."""
+    precision since torch 2.11 and builds a plan, in tenths of a second, for each new length of the memory.
+
+    Raises:
+        UserError: there is no such device.
+    """
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"device {device}: no such device was found; use cpu, or see that a driver is installed")
         torch.backends.cuda.enable_cudnn_sdp(False)

@@ -165,8 +165,8 @@ def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: str | 
     problems = [f"{len(keys)} {what} (first: {keys[0]})"
                 for keys, what in ((missing, "missing"), (extra, "extra"), (shapes, "mis-shaped")) if keys]
     if problems:
-        raise UserError(f"{source}: weights do not fit the model: {'; '.join(problems)}; name their model with "
-                        "--model or --config")
+        raise UserError(f"{source}: weights do not fit the model: {'; '.join(problems)}; name the model "
+                        "they belong to (--model, --config; in a recipe: its base)")
     network.load_state_dict(dict(tensors))
 
 

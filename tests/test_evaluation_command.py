@@ -314,6 +314,16 @@ def test_the_command_writes_everything_and_nothing_into_the_inputs(root):
     assert len(failed.stderr.splitlines()) == 1 and STEMS[1] in failed.stderr
 
 
+def test_a_test_split_is_told_in_one_line(root):
+    for video in ("seen", "HMMe4u2P"):
+        for stem in STEMS[1:]:
+            (root / "val/Annotations" / video / f"{stem}.png").unlink()
+    for protocol in ("lvos", "davis2017"):
+        with pytest.raises(UserError, match="make_submission") as error:
+            evaluate(root, root / "pred", "val", protocol=protocol)
+        assert "\n" not in str(error.value)
+
+
 def test_bad_names_are_one_line_each(root):
     for more, wanted in ((["--pred", root / "nowhere"], "the folder of predictions is missing"),
                          (["--unseen", root / "nowhere"], "not a readable list"),

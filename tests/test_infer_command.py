@@ -21,6 +21,7 @@ from common.command import run
 from configs import load_config, model_config_path
 from datasets.readers import read_labels, write_labels
 from inference.results import Outputs, discard
+from inference.writer import PALETTE, overlay
 from models import build_network, save_weights
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -135,7 +136,8 @@ def test_torchrun_shares_the_videos(weights, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (("memory.polcy=fifo",), "memory.polcy: unknown key .* did you mean 'policy'"),
+    (("lr=1", "seed=1"), "lr: unknown key .* and the command line; did you mean 'train.lr'"),
+    (("memory.polcy=fifo",), "memory.polcy: unknown key .* did you mean 'memory.policy'"),
     (("memory.policy=fifi",), "memory.policy: no policy 'fifi'"),
     (("--model", "aotx"), "--model aotx: no such variant; did you mean"),
     (("--model", "deaott"), "holds weights of aott, not of deaott"),
@@ -239,6 +241,15 @@ def test_what_a_video_had_before_it_is_made_anew_it_has_again(weights, tmp_path,
     after = contents(out)
     assert all(after[name] == before[name] for name in before if name.parts[0] in ("masks", "scores"))
     assert {name.parts[0] for name in after} >= {"overlays", "scores", "inspect"}
+
+
+def test_an_overlay_has_a_contour_on_every_side():
+    labels = np.zeros((9, 9), np.uint8)
+    labels[2:7, 2:7] = 1
+    picture = overlay(np.zeros((9, 9, 3), np.uint8), labels)
+    full = (picture == PALETTE[1]).all(-1)
+    assert full[2:7, 2:7].sum() == full.sum() == 16  # the square's own border, and nothing outside
+    assert not picture[labels == 0].any()
 
 
 def test_what_was_lost_of_a_finished_video_is_made_again(weights, tmp_path, monkeypatch):

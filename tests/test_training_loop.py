@@ -354,17 +354,20 @@ def test_a_run_is_neither_overwritten_nor_changed(whole, data):
     assert same(weights(whole), before)
     with pytest.raises(UserError, match="nothing to resume"):
         quick_run(whole / "elsewhere", resume=True)
+    with pytest.raises(UserError, match="only read"):
+        quick_run(data / "run", tiny(data))
+    assert not (data / "run").exists()
 
 
 def test_a_start_that_a_mistake_ended_is_no_run(data, tmp_path):
     """Before the first step nothing can be lost: the command, put right, begins anew."""
     for name in ("run", "resumed"):
-        with pytest.raises(UserError, match=r"data\.root: not set"):
-            quick_run(tmp_path / name, tiny(data, "data.root=null"))
+        with pytest.raises(UserError, match=r"train\.crop: 64"):
+            quick_run(tmp_path / name, tiny(data, "train.crop=64"))
     quick_run(tmp_path / "run", tiny(data))
-    with pytest.raises(UserError, match=r"data\.root: not set"):
+    with pytest.raises(UserError, match=r"train\.crop: 64"):
         quick_run(tmp_path / "resumed", tiny(data), resume=True)  # the folder's own settings hold
-    quick_run(tmp_path / "resumed", tiny(data), resume=True, settings=[f"data.root={data}"])  # as a script that goes on
+    quick_run(tmp_path / "resumed", tiny(data), resume=True, settings=["train.crop=65"])  # as a script that goes on
     assert same(weights(tmp_path / "resumed"), weights(tmp_path / "run"))
     assert (tmp_path / "run" / "weights.safetensors").stat().st_mode & 0o777 == 0o666 & ~_umask()
 

@@ -65,7 +65,8 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m tools.check_parity", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", required=True, help="folder with cases/ and/or train/")
     parser.add_argument("--manifests", help="folder manifests/ whose parent holds weights.py and video.py "
                                             "(default: GOLDEN/manifests)")

@@ -46,7 +46,8 @@ class Row:
 
 def main() -> None:
     """Read, check, compare, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m tools.compare_runs", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", metavar="SCORES", help="folders of evaluate.py, or scores.json files")
     parser.add_argument("--output", help="folder for comparison.txt and comparison.html")
     arguments = parser.parse_args()

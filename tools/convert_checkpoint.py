@@ -26,7 +26,8 @@ from models.weights import is_official, read_tensors, recognise
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m tools.convert_checkpoint", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="official .pth or .safetensors; with --to-official: ours")
     parser.add_argument("target", help="file to write: .safetensors, or .pth with --to-official")
     parser.add_argument("--model", help="the variant, where keys and shapes leave it open (B or L)")

@@ -26,7 +26,8 @@ RECIPE = "configs/recipes/demo.yaml"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="runs/demo", help="folder for everything (default runs/demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the data and of the training (default 0)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the training that win")

@@ -47,7 +47,8 @@ class Wanted:
 
 def main() -> None:
     """Check, then pack; or check a zip."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m tools.make_submission", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", metavar="PRED OUT.zip",
                         help="folder of masks <video>/<frame>.png or an OUT of infer.py, and the zip to write")
     parser.add_argument("--data", required=True, help="data root: its meta and frames say what is needed")

@@ -66,7 +66,8 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m tools.memory_report", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="the --output of infer.py --inspect")
     parser.add_argument("--data", help="data root, for pictures and true presence")
     parser.add_argument("--split", default="val", help="its split (default: val)")

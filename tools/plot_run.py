@@ -22,7 +22,8 @@ PANELS = (("Loss", "loss", True), ("Validation (J&F, per cent)", "J&F", False), 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m tools.plot_run", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder with metrics.jsonl; stages are drawn too")
     parser.add_argument("--output", help="the page (default: curves.html in the first RUN)")
     arguments = parser.parse_args()

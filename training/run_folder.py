@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import write_text, written_whole
+from common.files import check_output_folder, write_text, written_whole
 from configs import Config, dump_config, load_config
+from datasets.mixture import all_sources
 from datasets.readers import DAVIS_PALETTE
 
 _COLOURS = np.array(DAVIS_PALETTE, np.uint8).reshape(-1, 3)
@@ -30,8 +31,9 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
         configs: of a new run, in order; resume: the folder's own configurations hold, and ``settings`` may only name
             ``train.stop_at``, or what they say already; a run that was ended before its first step takes any.
     Raises:
-        UserError: a new run in the folder of another, or nothing to resume.
+        UserError: a new run in the folder of another or in that of its data, or nothing to resume.
     """
+    check_output_folder(run, [source.root for config in configs for source in all_sources(config)])
     file = run / "config.yaml"
     written = ("**/checkpoints", "**/tensorboard", "**/weights.safetensors")  # by training itself
     begun = file.exists() and any(path for pattern in written for path in run.glob(pattern))
