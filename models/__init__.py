@@ -5,6 +5,7 @@ from __future__ import annotations
 from configs import Config
 from models.ddmemory import DDMemory
 from models.network import AOT, DeAOT, Features, Network
+from models.start import start_matching
 from models.weights import load_encoder_weights, load_state, load_weights, save_weights
 
 FAMILIES: dict[str, type[Network]] = {"aot": AOT, "deaot": DeAOT, "ddmemory": DDMemory}
@@ -15,6 +16,8 @@ def build_network(config: Config) -> Network:
     network = FAMILIES[config.model.family](config)
     if config.model.encoder_weights is not None:
         load_encoder_weights(network.encoder, config.model.encoder, config.model.encoder_weights)
+    if config.model.start == "matching":
+        start_matching(network)
     return network
 
 

@@ -94,8 +94,8 @@ class AOTBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def sharpen(self, score: float) -> None:
-        """Lengthen the keys at their start: the attention score of a token with itself becomes ``score``."""
-        _lengthen(self.linear_q.weight, self.heads, score)
+        """Keys that keep lengths and angles of tokens; the attention score of a token with itself becomes ``score``."""
+        _sharpen(self.linear_q.weight, self.heads, score)
 
     @staticmethod
     def entry_channels(channels: int) -> int:
@@ -162,7 +162,7 @@ class DeAOTBlock(nn.Module):
 
     def sharpen(self, score: float) -> None:
         """As :meth:`AOTBlock.sharpen`."""
-        _lengthen(self.linear_qv.weight[: self.key_channels], 1, score)
+        _sharpen(self.linear_qv.weight[: self.key_channels], 1, score)
 
     @staticmethod
     def entry_channels(channels: int) -> int:
@@ -208,9 +208,10 @@ class DeAOTBlock(nn.Module):
         return stream + torch.cat([self.drop_path(half) for half in change.split(self.channels, -1)], -1)
 
 
-def _lengthen(weight: Tensor, heads: int, score: float) -> None:
-    """Scale a projection (keys, C) so that the key k of a normalised token has k k' / sqrt(d) = score, in the mean over
-    tokens and heads of d channels."""
+def _sharpen(weight: Tensor, heads: int, score: float) -> None:
+    """Make a projection (keys, C) orthogonal, and so long that the key k of a normalised token has k k' / sqrt(d) =
+    score, in the mean over tokens and heads of d channels."""
+    nn.init.orthogonal_(weight)
     width = weight.shape[0] // heads
     now = weight.shape[1] * weight.square().mean() * width**0.5
     weight.mul_((score / now).sqrt())

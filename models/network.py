@@ -28,8 +28,6 @@ from models.memory.policies import Candidate, Evidence, build_policy
 from models.memory.state import State
 from models.position import sine_position
 
-SELF_SCORE = 22.0  # of a token with itself, where attention starts sharp: a query then sees about 30 tokens of 1,300
-
 
 @dataclass(frozen=True)
 class Features:
@@ -71,8 +69,6 @@ class Network(nn.Module):
         self.norms, inputs = self._heads(model.channels, model.blocks)
         self.decoder = Decoder(inputs, self.encoder.channels[:3], model.channels, model.align_corners)
         self._initialise()
-        if model.start == "matching":
-            self._start_matching()
 
     # What a user of the network calls.
 
@@ -262,20 +258,6 @@ class Network(nn.Module):
             for parameter in part.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
-
-    @torch.no_grad()
-    def _start_matching(self) -> None:
-        """Change the official start so that the network can tell objects apart before it has learned anything (ours).
-
-        Officially a query attends to hundreds of tokens, identities are embedded a thousandth of a token long, and the
-        encoder's shortcuts drown both: exchanging two objects in the memory changes what enters the last layer by less
-        than a thousandth. So attention starts sharp, identities long, shortcuts weak: then it changes by a quarter.
-        """
-        for block in self.blocks:
-            block.sharpen(SELF_SCORE)
-        self.identity.start_distinct(2 * self.identity.conv.out_channels**0.5)
-        for adapter in (self.decoder.adapter_16x, self.decoder.adapter_8x, self.decoder.adapter_4x):
-            adapter.weight.mul_(0.1)
 
 
 class AOT(Network):

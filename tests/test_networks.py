@@ -10,7 +10,8 @@ from configs import load_config, model_config_path, model_names
 from inference import Predictor
 from inference.predictor import View
 from models import build_network
-from models.network import SELF_SCORE, Network
+from models.network import Network
+from models.start import DETAIL, SAFE, SELF_SCORE, lead_through
 
 SMALL = (65, 81)
 
@@ -169,6 +170,26 @@ def test_state_clone_is_independent_and_detach_has_no_history():
         assert copy.num_bytes() < state.num_bytes()
 
 
+def test_a_matching_start_leads_the_map_of_96_channels_to_the_last(shared):
+    """It arrives unchanged, and most weights are as they were."""
+    network = network_of("aott", f"model.encoder_weights={shared}/weights/mobilenet_v2_1.0_imagenet.safetensors")
+    before = {name: value.clone() for name, value in network.encoder.state_dict().items()}
+    recovered = lead_through(network.encoder)
+    with torch.inference_mode():
+        *_, detail, last = network.encoder(torch.randn(2, 3, 129, 161, generator=torch.Generator().manual_seed(0)))
+    detail, last = (feature_map.permute(0, 2, 3, 1).flatten(0, 2) for feature_map in (detail, last))
+    arrived = last @ recovered
+    whole = arrived.abs().amax(1) < 0.99 * 6 / SAFE  # the others are cut off
+    assert whole.float().mean() > 0.8
+    mixture = torch.linalg.lstsq(detail[whole], arrived[whole]).solution.T  # (DETAIL, 96)
+    assert torch.allclose(detail[whole] @ mixture.T, arrived[whole], atol=1e-3)
+    assert torch.allclose(mixture @ mixture.T, torch.eye(DETAIL), atol=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in network.encoder.state_dict().items()
+               if not name.startswith(("blocks.5", "blocks.6", "conv_head", "bn2")))
+    tail = network.encoder.conv_head.weight == before["conv_head.weight"]
+    assert 0.7 < float(tail.float().mean()) < 0.9, "what counts stays"
+
+
 @pytest.mark.parametrize("name", ["aott", "deaott", "ddmemory"])
 def test_a_matching_start_tells_objects_apart(name):
     """Exchanging two objects in the memory changes what enters the last layer: a lot; at the official start, hardly."""
@@ -194,6 +215,8 @@ def test_a_matching_start_is_sharp_and_its_identities_are_at_right_angles():
     tokens = torch.nn.functional.layer_norm(torch.randn(1, 500, 256), (256,))
     key = network.blocks[0].linear_q(tokens).unflatten(-1, (8, 32)).detach()
     assert abs(float((key * key).sum(-1).mean()) / 32**0.5 - SELF_SCORE) < 1
+    weight = network.blocks[0].linear_q.weight.detach()
+    assert torch.allclose(weight @ weight.T, weight[0].square().sum() * torch.eye(256), atol=1e-4), "angles stay"
     patches = torch.arange(11).view(11, 1, 1).expand(11, 33, 33)  # each wholly of one identity
     vectors = (network.identity(patches, 10)[:, 4] - network.identity.conv.bias).detach()  # (11, 256)
     assert torch.allclose(vectors @ vectors.T, 4 * 256 * torch.eye(11), atol=8)
