@@ -56,7 +56,8 @@ class ModelConfig(Section):
     drop_path: Share = 0.1  # stochastic depth in training
     conv_dropout: Share = 0.1  # DeAOT: channel dropout of the depthwise convolutions in training
     start: Literal["official", "matching"] = "official"  # of training from nothing; matching (ours): in short schedules
-    freeze_encoder: bool = True  # stem and first stage do not learn (official freeze_at = 2)
+    # True: stem and first stage do not learn (official freeze_at = 2); all: nothing of it does
+    freeze_encoder: bool | Literal["all"] = True
     # DDMemory only: a reconstruction of ours, see docs/memory.md
     global_bank: Literal["dense", "slots"] = "dense"
     global_frames: Positive = 2  # size of the dense form, in frames' worth of tokens

@@ -226,15 +226,15 @@ ENCODERS = {
 }
 
 
-def build_encoder(name: str, freeze: bool = True) -> nn.Module:
+def build_encoder(name: str, freeze: bool | str = True) -> nn.Module:
     """Return an encoder: (B, 3, H, W) normalised RGB to four maps; ``channels`` says their widths.
 
     Args:
         name: a key of ENCODERS, or the name of any timm network that gives features.
-        freeze: stem and first stage do not learn.
+        freeze: True: stem and first stage do not learn; "all": nothing of it does.
     """
     encoder = ENCODERS[name]() if name in ENCODERS else TimmEncoder(name)
-    for part in encoder.frozen() if freeze else []:
+    for part in [encoder] if freeze == "all" else encoder.frozen() if freeze else []:
         part.requires_grad_(False)
     return encoder
 
