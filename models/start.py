@@ -1,10 +1,11 @@
 """A start from which a short training learns to match (ours; ``model.start=matching``).
 
-Officially a network begins blind: what it compares is the last map of an ImageNet MobileNetV2, which knows what things
-are but hardly which one is which (label propagation by its cosines: J 0.46; by those of the map of 96 channels before:
-0.72), a query attends to hundreds of tokens, identities are embedded a thousandth of a token long, and the encoder's
-shortcuts drown them. The official schedules mend all that in a hundred thousand steps. Here the weights start so that
-attention finds like with like and the decoder sees whose it is, in the official network, before any step.
+An AOT on MobileNetV2 officially begins blind. Its tokens are made of the encoder's last map, which ImageNet taught what
+things are but hardly which one is which: labels that follow its cosines from frame to frame reach less than half of an
+object, those that follow the map of 96 channels, five blocks earlier, two thirds (docs/results.md). A query attends to
+hundreds of tokens, identities are embedded a thousandth of a token long, and the encoder's shortcuts drown them. The
+official schedules mend all that in a hundred thousand steps. Here the same network gets other first weights, by which
+attention finds like by like and the decoder sees whose it is.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def lead_through(encoder: MobileNetV2) -> Tensor:
     last.conv_pw.weight[:, places] = 0
     places = _pass_block(last, places, torch.eye(DETAIL))
     encoder.conv_head.weight[:, places] = 0
-    pairs = _pass_in(encoder.conv_head, encoder.bn2, places, torch.eye(DETAIL))
+    pairs = least(encoder.bn2, 2 * DETAIL)
+    _pass_in(encoder.conv_head, encoder.bn2, places, torch.eye(DETAIL), pairs)
     recovered = torch.zeros(encoder.conv_head.out_channels, DETAIL)
     recovered[pairs] = torch.cat([torch.eye(DETAIL), -torch.eye(DETAIL)]) / SAFE
     return recovered
@@ -74,7 +76,8 @@ def lead_through(encoder: MobileNetV2) -> Tensor:
 def _pass_block(block: nn.Module, places: Tensor, mixture: Tensor) -> Tensor:
     """Lead ``mixture`` (DETAIL, inputs) of the input's channels ``places`` through an inverted residual block; the
     places (DETAIL,) of its output where it is."""
-    hidden = _pass_in(block.conv_pw, block.bn1, places, mixture, least(block.bn2, 2 * DETAIL))
+    hidden = least(block.bn2, 2 * DETAIL)
+    _pass_in(block.conv_pw, block.bn1, places, mixture, hidden)
     block.conv_dw.weight[hidden] = 0
     block.conv_dw.weight[hidden, 0, 1, 1] = 1
     let_through(block.bn2, hidden)
@@ -87,13 +90,11 @@ def _pass_block(block: nn.Module, places: Tensor, mixture: Tensor) -> Tensor:
     return outputs
 
 
-def _pass_in(conv: nn.Conv2d, norm: nn.Module, places: Tensor, mixture: Tensor, hidden: Tensor | None = None) -> Tensor:
-    """Put ``mixture`` of the input's ``places`` and its negative where a 1x1 convolution's output counts least."""
-    hidden = least(norm, 2 * DETAIL) if hidden is None else hidden
-    conv.weight[hidden] = 0
-    conv.weight[hidden[:, None], places] = SAFE * torch.cat([mixture, -mixture])[:, :, None, None]
-    let_through(norm, hidden)
-    return hidden
+def _pass_in(conv: nn.Conv2d, norm: nn.Module, places: Tensor, mixture: Tensor, outputs: Tensor) -> None:
+    """Put ``mixture`` of a 1x1 convolution's inputs ``places``, and its negative, at ``outputs`` (2 DETAIL,)."""
+    conv.weight[outputs] = 0
+    conv.weight[outputs[:, None], places] = SAFE * torch.cat([mixture, -mixture])[:, :, None, None]
+    let_through(norm, outputs)
 
 
 def least(norm: nn.Module, count: int) -> Tensor:

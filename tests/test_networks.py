@@ -191,10 +191,11 @@ def test_a_matching_start_leads_the_map_of_96_channels_to_the_last(shared):
 
 
 @pytest.mark.parametrize("name", ["aott", "deaott", "ddmemory"])
-def test_a_matching_start_tells_objects_apart(name):
+def test_a_matching_start_tells_objects_apart(name, shared):
     """Exchanging two objects in the memory changes what enters the last layer: a lot; at the official start, hardly."""
     def change(start: str) -> float:
-        network = network_of(name, f"model.start={start}")
+        network = network_of(name, f"model.start={start}",
+                             f"model.encoder_weights={shared}/weights/mobilenet_v2_1.0_imagenet.safetensors")
         torch.manual_seed(1)
         frames = torch.randn(2, 1, 3, 129, 129)
         masks = torch.zeros(1, 129, 129, dtype=torch.long)
@@ -207,7 +208,7 @@ def test_a_matching_start_tells_objects_apart(name):
                 network.segment(features[1], network.start(features[0], labels, 2))
         return float((seen[0] - seen[1]).norm() / seen[0].norm())
 
-    assert change("official") < 0.001 and change("matching") > 0.03
+    assert change("official") < 0.001 and change("matching") > 0.1
 
 
 def test_a_matching_start_is_sharp_and_its_identities_are_at_right_angles():
