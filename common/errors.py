@@ -25,7 +25,7 @@ class TrainingDiverged(Exception):
     """The loss became NaN or infinite: nobody's typing mistake, so exit status 1, but no traceback either."""
 
 
-def nearest(name: str, valid: Iterable[str], called: Callable[[str], str | None] = str) -> str:
+def nearest(name: str, valid: Iterable[str], called: Callable[[str], str] = str) -> str:
     """Return a phrase that helps with a misspelt name: ``did you mean 'x'?`` or the list of valid names.
 
     ``called``: how the name is to be written.

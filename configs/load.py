@@ -123,7 +123,7 @@ def _explain(problem: Any, where: str) -> str:
                      if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
                      for name in field.annotation.model_fields}
         known = beside if location[-1] not in elsewhere else elsewhere  # right, but said of another section
-        return f"{key}: unknown key in {where}; {nearest(location[-1], known, called=known.get)}"
+        return f"{key}: unknown key in {where}; {nearest(location[-1], known, called=known.__getitem__)}"
     return f"{key}: {problem['msg'].lower()}, not {problem['input']!r} (in {where})"
 
 
