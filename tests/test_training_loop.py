@@ -428,7 +428,7 @@ def test_a_chain_starts_each_stage_from_the_one_before_and_a_stop_means_the_last
 def test_a_stop_in_a_file_holds_for_the_run_that_begins(tmp_path):
     file = tmp_path / "short.yaml"
     file.write_text("train: {stop_at: 3}\n")
-    settle(tmp_path / "run", chain(file, []), False, [])
+    settle(tmp_path / "run", chain(file, [f"data.root={tmp_path}/data"]), False, [])
     assert reopened(tmp_path / "run", resume=False).train.stop_at == 3
     assert reopened(tmp_path / "run").train.stop_at is None
     assert reopened(tmp_path / "run", settings=["train.stop_at=5"]).train.stop_at == 5

@@ -33,7 +33,6 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
     Raises:
         UserError: a new run in the folder of another or in that of its data, or nothing to resume.
     """
-    check_output_folder(run, [source.root for config in configs for source in all_sources(config)])
     file = run / "config.yaml"
     written = ("**/checkpoints", "**/tensorboard", "**/weights.safetensors")  # by training itself
     begun = file.exists() and any(path for pattern in written for path in run.glob(pattern))
@@ -48,6 +47,7 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
         return
     if begun:
         raise UserError(f"{run}: holds a run already; continue it with --resume, or choose another --output")
+    check_output_folder(run, [source.root for config in configs for source in all_sources(config)])
     if file.exists():
         shutil.rmtree(run / "stages", ignore_errors=True)  # a mistake ended that start before its first step
     earlier = None
