@@ -359,6 +359,13 @@ def test_a_run_is_neither_overwritten_nor_changed(whole, data):
     assert not (data / "run").exists()
 
 
+def test_an_encoder_that_neither_knows_nor_learns_is_said(data, tmp_path):
+    for frozen, notes in (("all", 1), ("false", 0)):
+        said: list[str] = []
+        quick_run(tmp_path / frozen, tiny(data, f"model.freeze_encoder={frozen}", "train.stop_at=1"), say=said.append)
+        assert sum("starts from nothing" in line for line in said) == notes
+
+
 def test_a_start_that_a_mistake_ended_is_no_run(data, tmp_path):
     """Before the first step nothing can be lost: the command, put right, begins anew."""
     for name in ("run", "resumed"):

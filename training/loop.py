@@ -65,7 +65,8 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
     network = build_network(config)
     if settings.weights is not None and checkpoint is None:
         load_state(network, load_weights(settings.weights)[1], settings.weights)
-    elif checkpoint is None and config.model.encoder_weights is None and config.model.freeze_encoder:
+    elif checkpoint is None and config.model.encoder_weights is None and not all(
+            parameter.requires_grad for parameter in network.encoder.parameters()):
         say("note: the network starts from nothing, and a part of its encoder stays as it is; name ImageNet weights "
             "(model.encoder_weights) or those of an earlier training (train.weights)")
     if network.notice:
