@@ -58,10 +58,10 @@ BUDGETS = {
     "full": Budget(60, 20, 600, 20000, 5000),
 }
 
-LONG = ["memory.gap=5", "train.memory_gap=2"]  # as the official L variants
+LONG = ["memory.policy=unbounded", "memory.gap=5", "train.memory_gap=2"]  # as the official L variants
 GLOBAL = ["model.family=ddmemory", "memory.policy=references", "train.added_lr_ratio=3"]
 NETWORKS = {  # what the second stage trains: settings over configs/recipes/memory_benchmark.yaml
-    "local": [],
+    "local": ["memory.policy=references"],  # whatever the weights' own configuration remembers
     "long": LONG,
     "dense": GLOBAL,
     "dense, no gate": [*GLOBAL, "model.global_gate=open"],

@@ -70,7 +70,7 @@ def test_rows_have_names_of_their_own():
 
 def test_without_training_every_row_reads_the_same_weights(tmp_path, monkeypatch, capsys):
     data = make(tmp_path / "data", seed=3, videos=(1, 1, 0), frames=60, size=(64, 96))
-    config = tiny(data)
+    config = tiny(data, "memory.policy=uniform", "memory.gap=5")  # which no row means
     save_weights(tmp_path / "weights.safetensors", build_network(config).state_dict(), config)
     command = ["memory", "--untrained", "--budget", "smoke", "--data", str(data), "--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", [*command, "--weights", str(tmp_path / "weights.safetensors"), "--rows",
@@ -79,7 +79,8 @@ def test_without_training_every_row_reads_the_same_weights(tmp_path, monkeypatch
     main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     held = {line.split("|")[1].strip(): float(line.split("|")[8].split()[0]) for line in lines[2:]}
-    assert held["fifo"] > held["reference + local"] and held["DDMemory slots, every 1"] > held["reference + local"]
+    assert held["fifo"] > held["reference + local"]
+    assert held["DDMemory slots, every 1"] > held["reference + local"]
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"untrained", "table.md", "results.json", "curves.png"}
     monkeypatch.setattr(sys, "argv", command)
