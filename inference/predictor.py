@@ -19,7 +19,7 @@ from inference.graphs import FrameGraph, Outcome, graphs_for
 from inference.objects import ObjectIds, group_sizes, merge_groups, split_labels
 from models import Features, Network, build_network, load_state, load_weights
 from models.encoders import fold_frozen_norms
-from models.identity import IDENTITIES
+from models.identity import IDENTITIES, token_means
 from models.memory import Evidence, State
 from models.memory.bank import map_tensors
 from models.memory.inspection import Note, Watch
@@ -255,7 +255,7 @@ class Predictor:
         found = graph(pixels, state)
         self._watch(found.logits)
         judged = state.policy.needs_evidence and state.offers_next
-        evidence = gather_evidence(found.logits, state.grid) if judged else None
+        evidence = gather_evidence(found.logits, self.network.align_corners) if judged else None
         entries = map_tensors(found.entries, Tensor.clone)
         view.states[0] = self.network.remember(entries, found.tokens, found.own, state, evidence)
         return found.labels
@@ -286,7 +286,7 @@ class Predictor:
         for group, (state, part, (tokens, logits)) in enumerate(zip(view.states, parts, memory, strict=True)):
             inspected = self._inspected(view)
             judged = state.policy.needs_evidence and state.offers_next
-            evidence = gather_evidence(logits, state.grid) if judged or inspected else None
+            evidence = gather_evidence(logits, self.network.align_corners) if judged or inspected else None
             watch = Watch(self.network, state, self._frame) if inspected else None
             mass = watch.mass(tokens, state) if watch is not None else None
             view.states[group] = self.network.memorise(tokens, part, state, evidence)
@@ -336,7 +336,7 @@ class Predictor:
         return nullcontext() if self._amp is None else torch.autocast(self.device.type, self._amp)
 
 
-def gather_evidence(logits: Tensor, grid: tuple[int, int]) -> Evidence:
+def gather_evidence(logits: Tensor, align_corners: bool) -> Evidence:
     """What the network believed about a frame, from its logits (1, 1 + n, h4, w4), for the memory's policies."""
     probability = logits.float().softmax(1)
     best, winner = probability.topk(2, dim=1)
@@ -347,10 +347,9 @@ def gather_evidence(logits: Tensor, grid: tuple[int, int]) -> Evidence:
     entropy = -(probability * probability.clamp_min(1e-12).log()).sum(1)  # (1, h4, w4)
     anything = inside.sum(1)
     soft = 1 - probability[:, 0]  # (1, h4, w4)
-    foreground = torch.nn.functional.interpolate(soft.unsqueeze(1), grid, mode="bilinear", align_corners=False)
     return Evidence(
         presence=area / margin.numel(),
         rival=(soft * (1 - anything)).sum() / anything.sum().clamp_min(1),
         confidence=(inside * margin.unsqueeze(1)).sum((0, 2, 3)) / area.clamp_min(1),
         entropy=(entropy * anything).sum() / anything.sum().clamp_min(1),
-        foreground=foreground.flatten())
+        foreground=token_means(soft.unsqueeze(1), 4, align_corners).flatten())

@@ -32,7 +32,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
 
     Args:
         query: (B, L, C); key: (B, M, C); value: (B, M, Cv).
-        mask: (M,) boolean, False where a key must not be read; None: all are read.
+        mask: (M,) boolean, False where a key must not be read, or, where keys and values are of one width, what is
+            added to the scores, broadcast to (B, heads, L, M); None: all are read.
     Returns:
         (B, L, Cv)
     """

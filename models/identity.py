@@ -28,6 +28,20 @@ def one_hot(labels: Tensor, slots: Tensor | None = None) -> Tensor:
     return labels.unsqueeze(1) == torch.arange(1 + IDENTITIES, device=labels.device).view(1, -1, 1, 1)
 
 
+def token_means(maps: Tensor, stride: int, align_corners: bool) -> Tensor:
+    """Means of maps over what each token stands for, which is what :class:`IdentityBank` embeds there.
+
+    Args:
+        maps: (B, C, H, W) at the size of the frame (``stride`` 16) or of the logits (4).
+        align_corners: of the network. If so token i is centred on pixel i * stride; else tokens lie side by side.
+    Returns:
+        (B, C, h, w) at the grid of the tokens
+    """
+    if align_corners:
+        return F.avg_pool2d(maps, stride + 1, stride, stride // 2, count_include_pad=False)
+    return F.avg_pool2d(maps, stride)
+
+
 class IdentityBank(nn.Module):
     """Patch-wise identity embedding: a convolution from one-hot masks to tokens at stride 16 (AOT, section 3.1).
 

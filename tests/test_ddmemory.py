@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from common.errors import UserError
 from configs import load_config, model_config_path
 from models import build_network, load_state
+from models.identity import IdentityBank
 from models.memory.global_bank import DenseBank, SlotBank, owner_shares, token_certainty, token_owners
 
 GRID, SIZE = (4, 6), (49, 81)  # tokens and pixels of the small frames here
@@ -73,7 +74,7 @@ def entry(seed: int, grid=(3, 5)) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def shares_of(*boxes) -> torch.Tensor:
-    return owner_shares(labels(*boxes), (3, 5))
+    return owner_shares(labels(*boxes)[:, :48, :80], align_corners=False)  # (1, 11, 15)
 
 
 def on_fake_device(network: torch.nn.Module) -> torch.nn.Module:
@@ -395,14 +396,26 @@ def test_within_an_owner_a_token_weighs_the_writes_in_it():
     assert of_side == pytest.approx([2 * 2 / 5, 2 * 3 / 5])  # two copies of the first, three of the second; two frames
 
 
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_an_object_has_the_tokens_that_its_identity_is_added_to(align_corners):
+    masks = torch.randint(0, 4, (1, *SIZE), generator=torch.Generator().manual_seed(0)).cummax(2).values
+    masks = masks[:, 1 - align_corners:, 1 - align_corners:]  # 16 k + 1 pixels, or 16 k
+    bank = IdentityBank(11, align_corners, normalise=False).requires_grad_(False)
+    bank.conv.weight.copy_(torch.eye(11)[:, :, None, None].expand_as(bank.conv.weight))  # counts the pixels of each
+    bank.conv.bias.zero_()
+    counted = bank(masks, objects=10)  # (1, L, 11)
+    torch.testing.assert_close(owner_shares(masks, align_corners).transpose(1, 2),
+                               counted / counted.sum(-1, keepdim=True))
+
+
 def test_certainty_is_presence_times_margin():
     logits = torch.zeros(1, 2, 13, 21)
     logits[:, 1, :7, :11] = 9.0
-    shares = owner_shares(labels((0, 24, 0, 40)), GRID)
-    certainty = token_certainty(logits, shares, GRID, 1e-4).view(GRID)
+    shares = owner_shares(labels((0, 24, 0, 40)), True)
+    certainty = token_certainty(logits, shares, True, 1e-4).view(GRID)
     assert (certainty[:2, :3] > 0.9).all() and (certainty[2:, 4:] == 0).all()
-    assert token_certainty(logits, owner_shares(labels(), GRID), GRID, 1e-4).sum() == 0
-    assert token_certainty(logits, shares, GRID, 0.5).sum() == 0  # too small to count
+    assert token_certainty(logits, owner_shares(labels(), True), True, 1e-4).sum() == 0
+    assert token_certainty(logits, shares, True, 0.5).sum() == 0  # too small to count
 
 
 def test_interval_says_which_frames_are_written():
@@ -436,7 +449,7 @@ def test_a_late_object_enters_the_global_memory(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_state_is_float32_under_autocast(form):
     network = network_of(form, "memory.global_interval=1")
-    shares = owner_shares(labels(*TWO), GRID)
+    shares = owner_shares(labels(*TWO), True)
     with torch.inference_mode():
         with torch.autocast("cpu", torch.bfloat16):
             state = network.start(network.encode(frames(1)[0]), labels(*TWO), 2)
@@ -444,7 +457,7 @@ def test_state_is_float32_under_autocast(form):
                 before = state.extra
                 _, tokens = network.segment(network.encode(frame), state)
                 state = network.memorise(tokens, labels(*TWO), state)
-            certainty = token_certainty(tokens[-1][0], shares, GRID, 1e-4)
+            certainty = token_certainty(tokens[-1][0], shares, True, 1e-4)
         exact, _ = network.global_banks[0].write(before.banks[0], state.short[-1][0], shares, certainty)
     assert equal(exact, state.extra.banks[0])  # and nothing inside was rounded
     kept = {tensor.dtype for bank in state.extra.banks for tensor in bank}

@@ -26,13 +26,18 @@ def predictor_of(model: str, policy: str, *overrides: str) -> Predictor:
 
 def test_evidence_is_what_the_probabilities_say():
     chances = torch.tensor([[.1, .8, .1], [.6, .3, .1], [.2, .2, .6], [.9, .05, .05]])  # (pixels, background and two)
-    found = gather_evidence(chances.log().T.reshape(1, 3, 2, 2), (2, 2))
+
+    def gathered(chances: torch.Tensor):  # each of two by two tokens has four by four pixels of the logits
+        logits = chances.log().T.reshape(1, 3, 2, 2)
+        return gather_evidence(logits.repeat_interleave(4, 2).repeat_interleave(4, 3), align_corners=False)
+
+    found = gathered(chances)
     assert found.presence.tolist() == [.25, .25]
     torch.testing.assert_close(found.confidence, torch.tensor([.7, .4]))
     torch.testing.assert_close(found.rival, torch.tensor((.4 + .1) / 2))
     torch.testing.assert_close(found.entropy, -(chances * chances.log()).sum(1)[[0, 2]].mean())
     torch.testing.assert_close(found.foreground, torch.tensor([.9, .4, .8, .1]))
-    nothing = gather_evidence(chances[[1, 3, 1, 3]].log().T.reshape(1, 3, 2, 2), (2, 2))
+    nothing = gathered(chances[[1, 3, 1, 3]])
     assert nothing.presence.tolist() == nothing.confidence.tolist() == [0, 0] and nothing.entropy == 0
 
 
@@ -86,7 +91,7 @@ def test_every_policy_runs_in_the_network_on_a_device_without_looking_at_values(
             if number == 3:
                 state = network.add_objects(features, masks, state, 3)
             else:
-                state = network.memorise(tokens, masks, state, gather_evidence(logits, state.grid))
+                state = network.memorise(tokens, masks, state, gather_evidence(logits, network.align_corners))
         assert logits.device.type == state.long.frame.device.type == "cuda"
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from configs.schema import ModelConfig
 from models.blocks import Entry
-from models.identity import IDENTITIES, one_hot
+from models.identity import IDENTITIES, one_hot, token_means
 from models.memory.bank import map_tensors
 
 MOST_NEW = 0.25  # new tokens that a write may take in, as a share of the frame's
@@ -63,10 +63,11 @@ class GlobalState:
 class Gate(nn.Module):
     """The gated recurrent write of both forms: old <- (1 - z) old + z h, h = new + W [reset * old; new].
 
-    The correction W is zero at first and never longer than ``new``, so that the state stays in the convex hull of
-    vectors at most twice as long as what was seen, however many writes there are. The update gate z starts as
-    ``start`` says: ``mean`` (1 / (1 + n) where n writes are in ``old`` already: the mean of all that was seen),
-    ``constant`` (1 / 2: what was seen lately), or ``open`` (z = 1 always: what was seen last).
+    The correction W is zero at first and never longer than ``new``, and each channel of the state stays between what
+    was in it and what it is given, so that the state is bounded, however many writes there are. The gates see ``old``
+    and ``new`` normalised. The update gate z starts as ``start`` says: ``mean`` (1 / (1 + n) where n writes are in
+    ``old`` already: the mean of all that was seen), ``constant`` (1 / 2: what was seen lately), or ``open`` (z = 1
+    always: what was seen last).
     """
 
     def __init__(self, channels: int, extra: int, start: str):
@@ -256,17 +257,18 @@ class SlotBank(nn.Module):
         return self.to_key(slots.to(dtype)), self.to_value(slots.to(dtype)), bias
 
 
-def owner_shares(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+def owner_shares(masks: Tensor, align_corners: bool) -> Tensor:
     """How much of each token the background and each object cover: (B, 11, L) float32 in 0..1, without gradient.
 
     Args:
-        masks: (B, H, W) integer labels (255 belongs to nothing) or (B, 1 + n, H, W) soft masks.
+        masks: (B, H, W) integer labels (255 belongs to nothing) or (B, 1 + n, H, W) soft masks, of the frame's size.
+        align_corners: of the network.
     """
     soft = one_hot(masks) if masks.dim() == 3 else F.pad(masks, (0, 0, 0, 0, 0, 1 + IDENTITIES - masks.shape[1]))
-    return F.adaptive_avg_pool2d(soft.detach().float(), grid).flatten(2)
+    return token_means(soft.detach().float(), 16, align_corners).flatten(2)
 
 
-def token_certainty(logits: Tensor, shares: Tensor, grid: tuple[int, int], min_presence: float) -> Tensor:
+def token_certainty(logits: Tensor, shares: Tensor, align_corners: bool, min_presence: float) -> Tensor:
     """Certainty of each token of a frame: (B, L) float32 in 0..1, no gradient; 0 everywhere where no object is there.
 
     It is the mean margin between the two best probabilities; ``min_presence`` is the share of the frame that all
@@ -274,7 +276,7 @@ def token_certainty(logits: Tensor, shares: Tensor, grid: tuple[int, int], min_p
     """
     with torch.no_grad():
         best = logits.float().softmax(1).topk(2, dim=1).values
-        margin = F.adaptive_avg_pool2d(best[:, 0] - best[:, 1], grid).flatten(1)  # (B, L)
+        margin = token_means(best[:, :1] - best[:, 1:], 4, align_corners).flatten(1)  # (B, L)
         area = shares[:, 1:].sum((1, 2)).unsqueeze(1)  # (B, 1)
         return margin * (area > min_presence * shares.shape[2])
 

@@ -18,6 +18,8 @@ DRIFT = 0.5  # least similarity to a reference (READMem's lower bound)
 class Diversity(Policy):
     """The swap that makes the Gram determinant of the stored frames largest (READMem, arXiv 2305.12823, section 3.2).
 
+    Its absolute value, as READMem's: similarities to the nearest token are no inner products, and it may be negative.
+
     The similarity of two frames is the mean cosine between each token of the stored one (keys of the first block) and
     its nearest token of the newcomer, so that motion alone is no difference. A newcomer no more similar to any
     reference than 0.5 has drifted and is declined, as is one with which every swap lowers the determinant. A late
