@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -22,17 +23,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.memory_scores import segment_video
 from common.command import child, run
 from common.errors import UserError, UserErrors, nearest
 from common.files import file_hash, write_json, write_text, written_whole
 from common.progress import Progress
-from configs import Config
+from configs import Config, load_config
 from datasets.check import check_videos
 from datasets.records import Video, open_videos
 from datasets.synthetic import make
 from inference import Predictor
+from inference.results import identity
+from inference.sources import DatasetSource
 from models import AOT, build_network, load_state, load_weights
 from models.memory import State
 
@@ -58,10 +62,12 @@ BUDGETS = {
     "full": Budget(60, 20, 600, 20000, 5000),
 }
 
-LONG = ["memory.policy=unbounded", "memory.gap=5", "train.memory_gap=2"]  # as the official L variants
-GLOBAL = ["model.family=ddmemory", "memory.policy=references", "train.added_lr_ratio=3"]
-NETWORKS = {  # what the second stage trains: settings over configs/recipes/memory_benchmark.yaml
-    "local": ["memory.policy=references"],  # whatever the weights' own configuration remembers
+# The official L variants' memory.
+LONG = ["model.family=aot", "memory.policy=unbounded", "memory.gap=5", "train.memory_gap=2"]
+GLOBAL = ["model.family=ddmemory", "model.global_bank=dense", "model.global_gate=mean", "memory.policy=references",
+          "train.added_lr_ratio=3"]
+NETWORKS = {  # what the second stage trains: settings over its recipe, and over what the weights' configuration says
+    "local": ["model.family=aot", "memory.policy=references"],
     "long": LONG,
     "dense": GLOBAL,
     "dense, no gate": [*GLOBAL, "model.global_gate=open"],
@@ -186,40 +192,45 @@ def second_stage(row: Row, first: Path, aott: bool, data: Path, seed: int, budge
 
 
 def trained(folder: Path, recipe: str, data: Path, seed: int, steps: int, settings: list[str]) -> Path:
-    """Weights of a run of train.py; finished runs are kept, unfinished ones go on."""
-    weights = folder / "weights.safetensors"
-    if weights.is_file():
-        return weights.resolve()
-    command = [sys.executable, str(REPOSITORY / "train.py"), "--config", str(RECIPES / f"{recipe}.yaml"),
-               "--output", str(folder.resolve()), "--device", "cpu"]
-    if (folder / "config.yaml").is_file():
-        command.append("--resume")
-    else:
-        command += [f"data.root={data.resolve()}", f"seed={seed}", f"train.steps={steps}",
-                    f"train.checkpoint_every={max(1, min(200, steps))}",
-                    "train.validate_split=none", *settings]  # the rows are scored here
-    if status := child(command, REPOSITORY):
-        raise UserError(f"{folder}: train.py ended with status {status}; see what it printed above")
+    """Weights of a run of train.py; a finished run of these settings is kept, an unfinished one goes on."""
+    file, weights = RECIPES / f"{recipe}.yaml", folder / "weights.safetensors"
+    settings = [f"data.root={data.resolve()}", f"seed={seed}", f"train.steps={steps}",
+                f"train.checkpoint_every={max(1, min(200, steps))}",
+                "train.validate_split=none", *settings]  # the rows are scored here
+    begun = (folder / "config.yaml").is_file()
+    if begun and load_config(folder / "config.yaml") != load_config(file, settings):
+        raise UserError(f"{folder}: was trained on other data or with other settings; choose another --output, or "
+                        "delete it")
+    if not weights.is_file():
+        command = [sys.executable, str(REPOSITORY / "train.py"), "--config", str(file), "--output",
+                   str(folder.resolve()), "--device", "cpu"]
+        if status := child([*command, *(["--resume"] if begun else settings)], REPOSITORY):
+            raise UserError(f"{folder}: train.py ended with status {status}; see what it printed above")
     return weights.resolve()
 
 
 def scored(row: Row, weights: str | Path, videos: tuple[Video, ...], folder: Path) -> dict[str, Any]:
-    """Scores of a row on every video; each video's are kept in a file of its own."""
+    """Scores of a row on every video; each video's are kept in a file of its own, with what they were made of."""
+    config, tensors = load_weights(weights, overrides=[*NETWORKS[row.network], *row.settings])
+    made_of = {**identity(config, file_hash(weights), "late"), "reference_only": row.reference_only}
     predictor = None
     found = {}
     with Progress(len(videos), row.name, "video") as progress:
         for video in videos:
             path = folder / row.name.replace(", ", "_").replace(" ", "_") / f"{video.name}.json"
+            own = {**made_of, "video": DatasetSource(video, "late").fingerprint()}
             if not path.is_file():
-                predictor = predictor or predictor_of(row, weights)
-                write_json(path, segment_video(predictor, video), indent=None)
+                predictor = predictor or predictor_of(row, config, tensors, weights)
+                write_json(path, {"made_of": own, **segment_video(predictor, video)}, indent=None)
             found[video.name] = json.loads(path.read_text())
+            if found[video.name].get("made_of") != own:
+                raise UserError(f"{path}: was made with other weights or settings, or of other frames; choose another "
+                                "--output, or delete it")
             progress.advance()
     return found
 
 
-def predictor_of(row: Row, weights: str | Path) -> Predictor:
-    config, tensors = load_weights(weights, overrides=[*NETWORKS[row.network], *row.settings])
+def predictor_of(row: Row, config: Config, tensors: Mapping[str, Tensor], weights: str | Path) -> Predictor:
     network = ReferenceOnly(config) if row.reference_only else build_network(plain(config))
     load_state(network, tensors, weights)
     return Predictor.from_config(config, network)

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.memory import ROWS, difference, main, numbers, table
+from benchmarks.memory import RECIPES, ROWS, difference, main, numbers, scored, table, trained
 from benchmarks.memory_scores import frames_after_absences, object_scores
 from common.errors import UserError
+from configs import dump_config, load_config
+from datasets.records import open_videos
 from datasets.synthetic import make
 from models import build_network, save_weights
 from tests.training_helper import tiny
@@ -86,6 +88,40 @@ def test_without_training_every_row_reads_the_same_weights(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(UserError, match="--weights"):
         main()
+
+
+def test_what_other_settings_made_is_not_taken_for_this(tmp_path):
+    data = make(tmp_path / "data", seed=3, videos=(1, 1, 0), frames=24, size=(64, 96))
+    videos = open_videos(data, "val").videos
+    row = next(row for row in ROWS if row.name == "reference + local")
+    for name in "ab":
+        config = tiny(data)
+        save_weights(tmp_path / f"{name}.safetensors", build_network(config).state_dict(), config)
+    first = scored(row, tmp_path / "a.safetensors", videos, tmp_path / "scores")
+    assert scored(row, tmp_path / "a.safetensors", videos, tmp_path / "scores") == first
+    with pytest.raises(UserError, match="made with other weights or settings"):
+        scored(row, tmp_path / "b.safetensors", videos, tmp_path / "scores")
+    run = tmp_path / "run"
+    run.mkdir()
+    settings = [f"data.root={data.resolve()}", "seed=0", "train.steps=4", "train.checkpoint_every=4",
+                "train.validate_split=none"]
+    (run / "config.yaml").write_text(dump_config(load_config(RECIPES / "memory_benchmark.yaml", settings)))
+    (run / "weights.safetensors").touch()
+    assert trained(run, "memory_benchmark", data, 0, 4, []) == run / "weights.safetensors"
+    for other in ((tmp_path, 0, 4, []), (data, 1, 4, []), (data, 0, 5, []), (data, 0, 4, ["train.lr=1e-3"])):
+        with pytest.raises(UserError, match="trained on other data or with other settings"):
+            trained(run, "memory_benchmark", *other)
+
+
+def test_no_row_takes_the_global_memory_of_the_weights(tmp_path):
+    videos = open_videos(make(tmp_path / "data", seed=3, videos=(1, 1, 0), frames=12, size=(64, 96)), "val").videos
+    config = tiny(tmp_path, "model.family=ddmemory", "model.global_bank=slots", "model.global_gate=open")
+    tensors = build_network(config).state_dict()
+    save_weights(tmp_path / "slots.safetensors", tensors, config)
+    for name in ("reference + local", "unbounded", "DDMemory dense, every 5"):
+        row = next(row for row in ROWS if row.name == name)
+        with pytest.raises(UserError, match="weights do not fit the model"):
+            scored(row, tmp_path / "slots.safetensors", videos, tmp_path / "scores")
 
 
 @pytest.mark.slow
