@@ -119,7 +119,7 @@ class TrainConfig(Section):
     global_interval: Positive = 1  # as memory.global_interval, in training clips (DDMemory; ours)
     detach_every: Annotated[int, Field(ge=0)] = 0  # frames between cuts of back-propagation through the memory; 0: none
     returns: Share = 0.0  # share of the clips in which an object leaves and comes back (DDMemory's last stage; ours)
-    stale_local: Share = 0.0  # probability that a clip's short-term memory stays at its reference (DDMemory; ours)
+    stale_local: Share = 0.0  # probability that the short-term memory of a step stays at the references (ours)
     previous_frame_reference: bool = False  # the second frame is given as a reference too
     shuffle_identities: bool = True
     few_identities: bool = False  # shuffle a clip's n objects over the first n identities only (ours: short schedules)
@@ -127,8 +127,8 @@ class TrainConfig(Section):
     merge: Share = 0.3  # probability that a second sample is pasted onto a clip; 1.0 for static images
     merge_more: Share = 0.0  # after each pasted sample, probability of one more (ours: several objects a clip)
     cut: Share = 0.0  # probability that an object of a clip is cut in two, or halved (ours)
+    leave: Share = 0.0  # probability that pasted objects leave for a while, and that the whole scene does (ours)
     camera: Share = 0.0  # probability that a video clip is seen from elsewhere, by a camera that wanders (ours)
-    newcomers: bool = False  # objects that appear after the reference are background (ours; official: clips avoid them)
     reverse: Share = 0.5  # probability that a clip runs backwards
     amp: Literal["none", "fp16", "bf16"] = "none"  # float32 on processors without instructions for it
     deterministic: bool = False  # bit-equal on the same card, slower

@@ -186,6 +186,23 @@ def merged(below: Clip, above: Clip) -> Clip:
     return Clip(frames, labels)
 
 
+def away(clip: Clip, rng: np.random.Generator, elsewhere: Clip | None = None) -> Clip:
+    """All objects of ``clip`` are away for a stretch of the frames after the first, and in half of the cases come back.
+
+    They are unlabelled there, so that :func:`merged` does not paste them. With ``elsewhere`` the camera is away: its
+    frames are seen instead, and nothing in them is an object.
+    """
+    start, end = int(rng.integers(1, len(clip.frames))), len(clip.frames)
+    if end > 2 and rng.random() < 0.5:
+        start, end = sorted(1 + rng.choice(end - 1, 2, replace=False))
+    frames, labels = list(clip.frames), list(clip.labels)
+    for place in range(start, end):
+        labels[place] = np.zeros_like(labels[place])
+        if elsewhere is not None:
+            frames[place] = elsewhere.frames[place]
+    return Clip(frames, labels)
+
+
 def cut_in_two(labels: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
     """Cut one object of the first label map in two, along a line that leaves the same share of it on one side in all.
 

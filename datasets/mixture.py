@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UserError
 from configs.schema import Config, SourceConfig, TrainConfig
-from datasets.augment import MOST_OBJECTS, merged, numbered
+from datasets.augment import MOST_OBJECTS, Clip, away, merged, numbered
 from datasets.clips import VideoClips
 from datasets.static import StaticClips
 
@@ -26,7 +26,7 @@ _ORDER = 1 << 40  # no step: keeps the numbers of the order apart from those of 
 @dataclass
 class Sample:
     """One clip. frames: (T, H, W, 3) uint8; masks: (T, H, W) uint8; slots: (10,) identity slots; seed: for layers;
-    name: of the video or picture, and of those pasted on it."""
+    name: of the video or picture, and of those pasted on it or seen instead."""
 
     frames: np.ndarray
     masks: np.ndarray
@@ -86,16 +86,28 @@ class Mixture(Dataset):
         source, place = self._entry(number)
         names = [self.sources[source].name(place)]
         clip, objects = self.sources[source].clip(place, rng)
+
+        def another() -> Clip:
+            source, place = self._shown(number // len(self.entries), rng.integers(len(self.entries)))
+            names.append(self.sources[source].name(place))
+            return self.sources[source].clip(place, rng)[0]
+
         chance = train.merge
         for _ in range(_TRIES):
             if objects and rng.random() >= chance:
                 break
-            source, place = self._shown(number // len(self.entries), rng.integers(len(self.entries)))
-            names.append(self.sources[source].name(place))
-            above, _ = self.sources[source].clip(place, rng)
+            above = another()
+            if train.leave and rng.random() < train.leave:
+                above = away(above, rng)
             clip, objects = numbered(merged(clip, above), rng)
             if objects:
                 chance = train.merge_more
+        if train.leave and rng.random() < train.leave:
+            elsewhere = another()
+            if names[-1] in names[:-1]:  # what left would be in sight, unlabelled
+                names.pop()
+            else:
+                clip = away(clip, rng, elsewhere)
         if not objects:
             raise UserError(f"{self.config.data.root or 'data.sources'}: {_TRIES} clips in a row show no object of "
                             "more than 100 pixels in their first frame; check the masks, or lower train.scales")

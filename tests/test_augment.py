@@ -8,6 +8,7 @@ import pytest
 from datasets.augment import (
     FILL,
     Clip,
+    away,
     camera_path,
     choose_window,
     cut_in_two,
@@ -121,6 +122,25 @@ def test_merging_pastes_the_objects_alone():
     result = merged(Clip([frame], [labels]), Clip([other], [blank]))
     assert (result.frames[0][60:100, 100:150] == 200).all() and (result.frames[0][:5] == frame[:5]).all()
     assert result.labels[0][70, 110] == 12 and result.labels[0][40, 70] == 1 and result.labels[0][0, 0] == 0
+
+
+def test_what_leaves_is_away_for_one_stretch_and_may_come_back():
+    frame, labels = painted()
+    clip = Clip([frame + index for index in range(6)], [labels] * 6)
+    elsewhere = Clip([np.full_like(frame, 200)] * 6, [np.ones_like(labels)] * 6)
+    stretches = []
+    for seed in range(60):
+        pasted, scene = away(clip, rng(seed)), away(clip, rng(seed), elsewhere)
+        gone = [place for place in range(6) if not pasted.labels[place].any()]
+        assert gone and gone[0] > 0 and gone == list(range(gone[0], gone[-1] + 1))
+        stretches.append((gone[0], gone[-1]))
+        for place in range(6):
+            assert np.array_equal(pasted.frames[place], clip.frames[place])
+            assert np.array_equal(scene.labels[place], pasted.labels[place])
+            assert np.array_equal(scene.frames[place], (elsewhere if place in gone else clip).frames[place])
+    assert {(1, 1), (1, 5), (5, 5), (4, 4)} <= set(stretches)
+    assert 20 < sum(last < 5 for _, last in stretches) < 40, "half of them come back"
+    assert clip.labels[5] is labels, "the clip itself stays"
 
 
 def test_mirror_twice_is_nothing():

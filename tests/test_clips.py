@@ -98,6 +98,24 @@ def test_a_sample_names_what_it_is_made_of(data, photos):
         assert len(pasted) == 20 and set(pasted) <= known
 
 
+def test_what_is_pasted_leaves_and_so_does_the_scene(photos):
+    def samples(*settings: str) -> list:
+        mixture = Mixture(tiny(photos, f"data.sources=[{{root: {photos}, kind: static}}]", "train.frames=5", *settings))
+        return [mixture[number] for number in range(12)]
+
+    scenes = samples("train.merge=0", "train.leave=1")
+    assert {sample.name.count(" + ") for sample in scenes} == {0, 1}
+    for sample in scenes:  # never by its own picture, in which the objects would be in sight, unlabelled
+        names = sample.name.split(" + ")
+        assert len(set(names)) == len(names) and sample.masks[0].any()
+        assert all(frame.any() for frame in sample.masks) == (len(names) == 1)
+
+    def partly(found: list) -> int:  # frames that show some objects of the first and lack others
+        return sum(0 < len(np.unique(frame)) - 1 < sample.objects for sample in found for frame in sample.masks)
+
+    assert partly(samples("train.merge=1", "train.leave=1")) > 2 * partly(samples("train.merge=1"))
+
+
 def test_few_identities_are_shuffled_among_themselves(data):
     config = tiny(data, "train.merge=0.7", "train.few_identities=true")
     few = [Mixture(config)[number] for number in range(30)]
