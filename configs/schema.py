@@ -129,6 +129,7 @@ class TrainConfig(Section):
     cut: Share = 0.0  # probability that an object of a clip is cut in two, or halved (ours)
     leave: Share = 0.0  # probability that pasted objects leave for a while, and that the whole scene does (ours)
     camera: Share = 0.0  # probability that a video clip is seen from elsewhere, by a camera that wanders (ours)
+    newcomers: bool = False  # objects that appear after the reference are background (ours; official: clips avoid them)
     reverse: Share = 0.5  # probability that a clip runs backwards
     amp: Literal["none", "fp16", "bf16"] = "none"  # float32 on processors without instructions for it
     deterministic: bool = False  # bit-equal on the same card, slower

@@ -98,7 +98,7 @@ def _stretch(video: Video, stems: tuple[str, ...], max_gap: int, train: TrainCon
              ) -> tuple[list[str], list[np.ndarray]]:
     """A reference with some foreground, then frames at random gaps; the end of the video reflects.
 
-    Up to five tries until no later frame shows an object that the reference lacks.
+    Up to five tries until no later frame shows an object that the reference lacks, unless ``train.newcomers``.
     """
     if rng.random() < train.reverse:
         stems = stems[::-1]
@@ -120,7 +120,7 @@ def _stretch(video: Video, stems: tuple[str, ...], max_gap: int, train: TrainCon
         places = reference + np.concatenate([[0], np.cumsum(rng.integers(1, max_gap + 1, train.frames - 1))])
         chosen = [stems[_reflected(int(place), len(stems))] for place in places]
         ids = [set(np.flatnonzero(np.bincount(labels_of(stem).ravel())[:255])) for stem in chosen]
-        if set().union(*ids[1:]) <= ids[0] | {0}:
+        if train.newcomers or set().union(*ids[1:]) <= ids[0] | {0}:
             break
     return chosen, [labels_of(stem) for stem in chosen]
 

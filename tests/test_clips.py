@@ -169,6 +169,33 @@ def test_returns_gives_clips_in_which_an_object_leaves_and_comes_back(tmp_path):
         assert present[0] and present[-1] and not all(present) and chosen == sorted(chosen)
 
 
+def test_newcomers_are_avoided_or_background(tmp_path):
+    for index in range(16):  # an object on the left; another on the right from the second half on
+        labels, frame = np.zeros((64, 96), np.uint8), np.zeros((64, 96, 3), np.uint8)
+        labels[10:50, 5:35] = 1
+        if index >= 8:
+            labels[10:50, 60:90], frame[10:50, 60:90] = 2, 255
+        write_labels(tmp_path / "train" / "Annotations" / "v" / f"{index:05d}.png", labels)
+        path = tmp_path / "train" / "JPEGImages" / "v" / f"{index:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), frame)
+
+    def met(newcomers: bool) -> int:  # clips in which the other appears and is no object
+        config = tiny(tmp_path, f"train.newcomers={newcomers}", "train.scales=[1, 1]", "train.augmentation=v1",
+                      "train.short_edge=64")
+        clips = VideoClips(SourceConfig(root=str(tmp_path), max_gap=4), config.train)
+        count = 0
+        for seed in range(40):
+            clip, _ = clips.clip(0, np.random.default_rng(seed))
+            first, white = set(np.unique(clip.labels[0])), [(frame > 200).all(2) for frame in clip.frames]
+            assert all(set(np.unique(labels)) <= first for labels in clip.labels)
+            count += not white[0].any() and any((labels[seen] == 0).sum() > 200
+                                                for labels, seen in zip(clip.labels, white, strict=True))
+        return count
+
+    assert met(True) > 5 and met(False) <= 1
+
+
 def test_photographs_move_and_their_objects_are_numbered(photos):
     config = tiny(photos)
     clip, objects = StaticClips(SourceConfig(root=str(photos), kind="static"), config.train).clip(
