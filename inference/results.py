@@ -83,8 +83,8 @@ def identity(config: Config, weights_hash: str, objects: str) -> dict[str, Any]:
     settings = config.model_dump(mode="json", include={"model", "memory", "inference"})
     settings["model"].pop("encoder_weights")
     files = {inspect.getfile(kind): None for kind in POLICIES[config.memory.policy].__mro__[:-1]}  # in order
-    rule = "".join(Path(file).read_text() for file in files)  # of its class and of those that it builds on
-    settings["memory"]["rule_code"] = hashlib.sha256(rule.encode()).hexdigest()[:16]
+    rule = b"".join(Path(file).read_bytes() for file in files)  # of its class and of those that it builds on
+    settings["memory"]["rule_code"] = hashlib.sha256(rule).hexdigest()[:16]
     for name in ("streams", "graphs"):  # they change no mask
         settings["inference"].pop(name)
     return {"weights": weights_hash, "data.objects": objects, **settings}
