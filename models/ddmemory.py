@@ -17,7 +17,7 @@ from configs.schema import Config, MemoryConfig
 from models.attention import attend
 from models.blocks import Entry, Tokens
 from models.memory import Evidence, State
-from models.memory.global_bank import DenseBank, GlobalState, SlotBank, owner_shares, token_certainty
+from models.memory.global_bank import ELSEWHERE, DenseBank, GlobalState, SlotBank, owner_shares, token_certainty
 from models.network import AOT, Features
 
 BANKS: dict[str, type[DenseBank] | type[SlotBank]] = {"dense": DenseBank, "slots": SlotBank}
@@ -71,8 +71,8 @@ class DDMemory(AOT):
         *tokens, (logits,) = tokens
         state = super().remember(entries, tokens, masks, state, evidence)
         if state.frame - state.extra.last_write >= state.config.global_interval:
-            shares = owner_shares(masks, self.align_corners)
-            self._write(state, shares, token_certainty(logits, shares, self.align_corners, state.config.min_presence))
+            shares = owner_shares(masks, self.align_corners, state.config.min_presence)
+            self._write(state, shares, token_certainty(logits, self.align_corners))
         return state
 
     def add_objects(self, features: Features, masks: Tensor, state: State, objects: int | list[int]) -> State:
@@ -112,7 +112,7 @@ class DDMemory(AOT):
             written = [bank.write(old, entry, shares, certainty) for bank, old, entry
                        in zip(self.global_banks, memory.banks, state.short[-1], strict=True)]
         openness = torch.stack([gate.detach() for _, gate in written]).mean(0)
-        objects = shares[:, 1:].sum(1)  # (B, L)
+        objects = shares[:, 1:ELSEWHERE].sum(1)  # (B, L)
         confidence = (objects * certainty).sum(1) / objects.sum(1).clamp_min(1e-6)
         state.extra = GlobalState([bank for bank, _ in written], openness, confidence, state.frame)
 

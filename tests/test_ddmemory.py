@@ -10,7 +10,15 @@ from common.errors import UserError
 from configs import load_config, model_config_path
 from models import build_network, load_state
 from models.identity import IdentityBank
-from models.memory.global_bank import DenseBank, SlotBank, owner_shares, token_certainty, token_owners
+from models.memory.global_bank import (
+    ELSEWHERE,
+    OWNERS,
+    DenseBank,
+    SlotBank,
+    owner_shares,
+    token_certainty,
+    token_owners,
+)
 
 GRID, SIZE = (4, 6), (49, 81)  # tokens and pixels of the small frames here
 FORMS = ["dense", "slots"]
@@ -54,7 +62,7 @@ SURE = torch.ones(1, 15)  # certainty of the tokens of entry()
 def fresh_bank(form: str, **settings):
     """As before any training."""
     torch.manual_seed(0)
-    model = config(form).model.model_copy(update=settings)
+    model = config(form).model.model_copy(update={"global_elsewhere": 0, **settings})
     return {"dense": DenseBank, "slots": SlotBank}[form](model).requires_grad_(False)
 
 
@@ -74,7 +82,7 @@ def entry(seed: int, grid=(3, 5)) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def shares_of(*boxes) -> torch.Tensor:
-    return owner_shares(labels(*boxes)[:, :48, :80], align_corners=False)  # (1, 11, 15)
+    return owner_shares(labels(*boxes)[:, :48, :80], align_corners=False)  # (1, 12, 15)
 
 
 def on_fake_device(network: torch.nn.Module) -> torch.nn.Module:
@@ -151,9 +159,9 @@ def test_slots_of_an_absent_object_do_not_move():
     assert {owner for owner, moved in zip(own, counted, strict=True) if moved} == {0, 1}
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_frames_without_foreground_change_nothing(form):
-    network = network_of(form, "memory.global_interval=1")
+@pytest.mark.parametrize(("form", "settings"), [("dense", ["model.global_elsewhere=0"]), ("slots", [])])
+def test_frames_without_foreground_change_nothing(form, settings):
+    network = network_of(form, "memory.global_interval=1", *settings)
     with torch.inference_mode():
         state = network.start(network.encode(frames(1)[0]), labels(*TWO), 2)
         before = state.extra.clone()
@@ -164,6 +172,72 @@ def test_frames_without_foreground_change_nothing(form):
         assert state.extra.openness.item() == state.extra.confidence.item() == 0
         state = network.memorise(tokens, labels(*TWO), state)
         assert not equal(state.extra.banks[0], before.banks[0])
+
+
+def test_frames_without_foreground_are_remembered_apart():
+    network = network_of("dense", "memory.global_interval=1", "model.global_elsewhere=1")
+    with torch.inference_mode():
+        state = network.start(network.encode(frames(1)[0]), labels(*TWO), 2)
+        before = state.extra.clone()
+        for frame in frames(3):
+            _, tokens = network.segment(network.encode(frame), state)
+            state = network.memorise(tokens, labels(), state)
+        for bank, old, new in zip(network.global_banks, before.banks, state.extra.banks, strict=True):
+            apart = old[2][0] == ELSEWHERE
+            assert apart.sum() == GRID[0] * GRID[1] and not old[4][0, apart].any()
+            assert all(torch.equal(a[:, ~apart], b[:, ~apart]) for a, b in zip(old[:5], new[:5], strict=True))
+            assert torch.equal(new[2], old[2]) and new[4][0, apart].any()
+            assert torch.equal(new[5][0, :ELSEWHERE], old[5][0, :ELSEWHERE]) and new[5][0, ELSEWHERE] > 0
+            bias = bank.read(new)[2][0]
+            assert torch.equal(bias.isneginf(), new[4][0] == 0), "an empty place is not read"
+            assert torch.equal(bias[~apart], bank.read(old)[2][0, ~apart])
+
+
+def test_what_is_elsewhere_and_what_is_not_take_no_places_of_each_other():
+    bank = fresh_bank("dense", global_frames=1, global_elsewhere=1)
+    scene, away = owned_by(0, 0, 0, 1), owned_by(*[ELSEWHERE] * 4)
+    state = bank.start(token_map(0, 1, 2, 3), scene)
+    for write in range(4):
+        state, _ = bank.write(state, token_map(*range(4 + 4 * write, 8 + 4 * write)), away, torch.ones(1, 4))
+    apart, held = state[2][0] == ELSEWHERE, state[0][0].argmax(-1)
+    assert held[~apart].tolist() == [0, 1, 2, 3]
+    assert sorted((held[apart] // 4).tolist()) == [1, 2, 3, 4]  # one new token of each write
+    for write in range(4):
+        state, _ = bank.write(state, token_map(*range(20 + write, 24 + write)), scene, torch.ones(1, 4))
+    assert torch.equal(state[2][0] == ELSEWHERE, apart) and torch.equal(state[0][0].argmax(-1)[apart], held[apart])
+    state, _ = bank.write(state, token_map(*held[apart].tolist()), away, torch.ones(1, 4))
+    assert state[4][0, apart].tolist() == [2, 2, 2, 2]  # known
+
+
+def test_an_empty_place_is_like_nothing():
+    bank = fresh_bank("dense", global_frames=1, global_elsewhere=1)
+    state = bank.start(token_map(0, 1, 2, 3), owned_by(0, 0, 0, 1))
+    nothing = torch.zeros(1, 4, 32), torch.ones(1, 4, 32)  # keys like those of empty places
+    (_, value, owner, _, count, _), _ = bank.write(state, nothing, owned_by(*[ELSEWHERE] * 4), torch.ones(1, 4))
+    filled = (owner == ELSEWHERE) & (count > 0)
+    assert filled.any() and (value[filled] == 1).all()
+
+
+def test_empty_places_do_not_change_what_is_alike():
+    first, later = (tuple(token + 5 for token in entry(seed)) for seed in (0, 1))  # keys have a common mean
+    owns, alike = token_owners(shares_of(*TWO)), []
+    for elsewhere in (0, 3):
+        bank = fresh_bank("dense", global_frames=1, global_elsewhere=elsewhere)
+        key, _, owner, _, count, _ = bank.start(first, shares_of(*TWO))
+        alike.append(bank._likest(later[0], owns, key, owner, count))
+    torch.testing.assert_close(*alike)
+
+
+def test_samples_with_and_without_objects_stand_beside_each_other():
+    bank = bank_of("dense", global_frames=1, global_elsewhere=1)
+    first, second = shares_of(*TWO), shares_of()
+    both = [torch.cat(pair) for pair in zip(entry(1), entry(2), strict=True)]
+    pair = bank.start(tuple(torch.cat([token] * 2) for token in entry(0)), torch.cat([first] * 2))
+    pair, _ = bank.write(pair, both, torch.cat([first, second]), torch.cat([SURE] * 2))
+    for index, (given, shares) in enumerate(((1, first), (2, second))):
+        alone, _ = bank.write(bank.start(entry(0), first), entry(given), shares, SURE)
+        for one, two in zip(alone, pair, strict=True):
+            torch.testing.assert_close(one[0], two[index])
 
 
 # 5. The ends of the gate.
@@ -189,7 +263,7 @@ def token_map(*directions: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def owned_by(*owners: int) -> torch.Tensor:
-    return torch.nn.functional.one_hot(torch.tensor([owners]), 11).transpose(1, 2).float()
+    return torch.nn.functional.one_hot(torch.tensor([owners]), OWNERS).transpose(1, 2).float()
 
 
 def test_new_tokens_replace_the_least_used_of_the_owner_that_has_most():
@@ -237,7 +311,7 @@ def test_uncertain_tokens_are_not_written():
 
 
 def test_a_token_belongs_to_the_object_that_covers_more_than_a_third():
-    shares = torch.zeros(1, 11, 3)
+    shares = torch.zeros(1, OWNERS, 3)
     shares[0, :2] = torch.tensor([[0.7, 0.6, 1.0], [0.3, 0.4, 0.0]])
     assert token_owners(shares).tolist() == [[0, 1, 0]]
 
@@ -254,7 +328,7 @@ def test_open_slots_keep_exactly_the_last_frame():
 
 def test_a_slot_gathers_only_what_its_owner_holds_most_of():
     bank = bank_of("slots")
-    shares = torch.zeros(1, 11, 15)
+    shares = torch.zeros(1, OWNERS, 15)
     shares[:, 0], shares[:, 1], shares[:, 2] = 0.3, 0.5, 0.2
     slots, count, _ = bank.start(entry(0), shares)
     assert (count > 0).view(11, -1).any(1).tolist() == [False, True, *[False] * 9]
@@ -265,7 +339,7 @@ def test_a_slot_is_a_mean_of_its_owners_tokens_however_strongly_others_are_asked
     bank = bank_of("slots")
     key, value = (token.clone() for token in entry(0))
     key[:, 3:] *= 50  # of the background: the scores of these are far above any of the object's
-    shares = torch.zeros(1, 11, 15)
+    shares = torch.zeros(1, OWNERS, 15)
     shares[:, 1, :3], shares[:, 0, 3:] = 1, 1
     slots, _, _ = bank.start((key, value), shares)
     ours = slots[0].unflatten(0, (11, -1))[1]  # (slots of the object, 2 C)
@@ -404,18 +478,23 @@ def test_an_object_has_the_tokens_that_its_identity_is_added_to(align_corners):
     bank.conv.weight.copy_(torch.eye(11)[:, :, None, None].expand_as(bank.conv.weight))  # counts the pixels of each
     bank.conv.bias.zero_()
     counted = bank(masks, objects=10)  # (1, L, 11)
-    torch.testing.assert_close(owner_shares(masks, align_corners).transpose(1, 2),
+    torch.testing.assert_close(owner_shares(masks, align_corners)[:, :ELSEWHERE].transpose(1, 2),
                                counted / counted.sum(-1, keepdim=True))
 
 
-def test_certainty_is_presence_times_margin():
+def test_certainty_is_the_margin():
     logits = torch.zeros(1, 2, 13, 21)
     logits[:, 1, :7, :11] = 9.0
-    shares = owner_shares(labels((0, 24, 0, 40)), True)
-    certainty = token_certainty(logits, shares, True, 1e-4).view(GRID)
+    certainty = token_certainty(logits, True).view(GRID)
     assert (certainty[:2, :3] > 0.9).all() and (certainty[2:, 4:] == 0).all()
-    assert token_certainty(logits, owner_shares(labels(), True), True, 1e-4).sum() == 0
-    assert token_certainty(logits, shares, True, 0.5).sum() == 0  # too small to count
+
+
+def test_a_frame_belongs_elsewhere_where_objects_cover_too_little():
+    shares = owner_shares(labels((0, 24, 0, 40)), True, 1e-4)
+    assert shares.sum(1).allclose(torch.ones(1, 24)) and not shares[:, ELSEWHERE].any()
+    assert token_owners(shares).unique().tolist() == [0, 1]
+    for nothing in (owner_shares(labels(), True, 1e-4), owner_shares(labels((0, 24, 0, 40)), True, 0.5)):
+        assert token_owners(nothing).unique().tolist() == [ELSEWHERE]
 
 
 def test_interval_says_which_frames_are_written():
@@ -457,7 +536,7 @@ def test_state_is_float32_under_autocast(form):
                 before = state.extra
                 _, tokens = network.segment(network.encode(frame), state)
                 state = network.memorise(tokens, labels(*TWO), state)
-            certainty = token_certainty(tokens[-1][0], shares, True, 1e-4)
+            certainty = token_certainty(tokens[-1][0], True)
         exact, _ = network.global_banks[0].write(before.banks[0], state.short[-1][0], shares, certainty)
     assert equal(exact, state.extra.banks[0])  # and nothing inside was rounded
     kept = {tensor.dtype for bank in state.extra.banks for tensor in bank}

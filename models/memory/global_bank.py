@@ -7,9 +7,10 @@ reconstruction: docs/memory.md. Two forms, one a block of the network:
     state, openness = bank.write(state, entry, shares, certainty)
     keys, values, bias = bank.read(state)
 
-``entry`` is the frame's fused keys and values (B, L, C); ``shares`` (B, 11, L) says how much of each token the
-background and each of ten objects cover, ``certainty`` (B, L) in 0..1 how sure the network is of each; where it is 0
-nothing is written. States are float32, under autocast too.
+``entry`` is the frame's fused keys and values (B, L, C); ``shares`` (B, 12, L) says how much of each token belongs to
+each owner: the background, ten objects, and *elsewhere*, to which all of a frame without any object belongs;
+``certainty`` (B, L) in 0..1 says how sure the network is of each token; where it is 0 nothing is written. States are
+float32, under autocast too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from models.blocks import Entry
 from models.identity import IDENTITIES, one_hot, token_means
 from models.memory.bank import map_tensors
 
+ELSEWHERE = 1 + IDENTITIES  # the owner of what a frame without any object shows
+OWNERS = 2 + IDENTITIES
 MOST_NEW = 0.25  # new tokens that a write may take in, as a share of the frame's
 PRESENT_TOKENS = 4.0  # tokens at which a slot's owner counts as fully present
 
@@ -108,38 +111,46 @@ class Gate(nn.Module):
 class DenseBank(nn.Module):
     """Tokens as of ``model.global_frames`` whole frames, that follow what they hold and take in what is new.
 
-    State: keys and values, (B, M, C) each; (B, M) owner of each token, 0 the background; (B, M) number of the write
-    that used it last; (B, M) how many writes are in it, weighted by their certainty, at most ``model.global_writes``;
-    (B, 11) tokens that each owner covered when it was seen last. A frame's token is known where it resembles a state
+    State: keys and values, (B, M, C) each; (B, M) owner of each token; (B, M) number of the write that used it last;
+    (B, M) how many writes are in it, weighted by their certainty, at most ``model.global_writes``, 0 where nothing is;
+    (B, 12) tokens that each owner covered when it was seen last. A frame's token is known where it resembles a state
     token of the same owner: the gate mixes it into that one. Otherwise it is new and replaces the token used least
-    recently of the owner that has most, so that what an absent object left behind stays (equations: docs/memory.md,
-    "Dense form").
+    recently of the owner that has most, so that what an absent object left behind stays. What frames without any
+    object show has places of its own, ``model.global_elsewhere`` frames' worth, and takes none of the others'
+    (equations: docs/memory.md, "Dense form").
     """
 
     def __init__(self, model: ModelConfig):
         super().__init__()
-        self.frames, self.weight, self.likeness = model.global_frames, model.global_weight, model.global_likeness
+        self.frames, self.elsewhere = model.global_frames, model.global_elsewhere
+        self.weight, self.likeness = model.global_weight, model.global_likeness
         self.most = float(model.global_writes)
         self.gate = Gate(model.channels, 1, model.global_gate)
 
     def start(self, entry: Entry, shares: Tensor) -> tuple[Tensor, ...]:
-        key, value = (_precise(token).repeat(1, self.frames, 1) for token in entry)
         owns = token_owners(shares)
-        owner = owns.repeat(1, self.frames)
-        count = torch.ones_like(key[..., 0])
+        free = self.elsewhere * owns.shape[1]
+
+        def begun(token: Tensor, fill: float = 0.0) -> Tensor:
+            """(B, L) or (B, L, C) as often as there are frames, then the places for what is elsewhere."""
+            return torch.cat([*[token] * self.frames, token.new_full((len(token), free, *token.shape[2:]), fill)], 1)
+
+        key, value = (begun(_precise(token)) for token in entry)
+        owner, count = begun(owns, ELSEWHERE), begun(torch.ones_like(key[:, : owns.shape[1], 0]))
         return key, value, owner, torch.zeros_like(owner), count, _areas(owns, torch.ones_like(shares[:, 0]))
 
     def write(self, state: tuple[Tensor, ...], entry: Entry, shares: Tensor,
               certainty: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         old_key, old_value, owner, used, count, area = state
         key, value = (_precise(token) for token in entry)
-        owns, sure = token_owners(shares), certainty > 0  # (B, L)
-        best, match = self._likest(key, owns, old_key, owner)
+        owns = token_owners(shares)  # (B, L)
+        sure = certainty > 0 if self.elsewhere else (certainty > 0) & (owns != ELSEWHERE)
+        best, match = self._likest(key, owns, old_key, owner, count)
         known = sure & (best >= self.likeness)
         now = used.amax(1, keepdim=True) + 1  # (B, 1)
 
         # Known tokens: each state token meets the mean of those that resemble it most.
-        foreground = 1 - shares[:, :1].to(key.dtype).transpose(1, 2)  # (B, L, 1)
+        foreground = shares[:, 1:ELSEWHERE].sum(1).to(key.dtype).unsqueeze(-1)  # (B, L, 1)
         told = torch.cat([key, value, foreground, certainty.unsqueeze(-1).to(key.dtype)], -1)  # (B, L, 2 C + 2)
         met = _sums(known.unsqueeze(-1).to(key.dtype), match, owner.shape[1])  # (B, M, 1)
         told = _sums(told * known.unsqueeze(-1), match, owner.shape[1]) / met.clamp_min(1)
@@ -153,9 +164,10 @@ class DenseBank(nn.Module):
 
         # New tokens: those of objects first, the least like anything first, each in place of what is worth least.
         room = math.ceil(owns.shape[1] * MOST_NEW)
-        rank = torch.where(sure & ~known, 2 * (owns > 0) - best, -math.inf)
+        rank = torch.where(sure & ~known, 3 * (owns > 0) - best, -math.inf)
         rank, chosen = rank.topk(room)  # (B, room)
-        victims = _place_in_line(owner, used).topk(room).indices  # (B, room)
+        apart = (owner == ELSEWHERE) != (owns[:, :1] == ELSEWHERE)  # (B, M): the other kind of frame's places
+        victims = _place_in_line(owner, used).masked_fill(apart, -1).topk(room).indices  # (B, room)
 
         def exchanged(kept: Tensor, new: Tensor) -> Tensor:
             """kept: (B, M) or (B, M, .); new: the same of L tokens."""
@@ -168,7 +180,8 @@ class DenseBank(nn.Module):
         changed = (exchanged(new_key, key), exchanged(new_value, value), exchanged(owner, owns),
                    exchanged(used, now.expand_as(owns)), exchanged(count, torch.ones_like(best)))
         seen = _areas(owns, sure.to(area.dtype))
-        return (*changed, torch.where(seen > 0, seen, area)), gate.mean((1, 2))
+        held = (count > 0).to(gate.dtype)  # (B, M); empty places have no gate to speak of
+        return (*changed, torch.where(seen > 0, seen, area)), (mean.squeeze(-1) * held).sum(1) / held.sum(1)
 
     def read(self, state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values, and what is added to the scores of each token, (B, M).
@@ -178,20 +191,22 @@ class DenseBank(nn.Module):
         tokens it has: attention would else take an object that was seen for long, or in many looks, for a large one.
         """
         key, value, owner, _, count, area = state
-        each = self.weight * area / _areas(owner, count).clamp_min(1)  # (B, 11), of one write
+        each = self.weight * area / _areas(owner, count).clamp_min(1)  # (B, 12), of one write
         return key, value, each.clamp_min(1e-6).log().gather(1, owner) + count.log()
 
     @staticmethod
     @torch.no_grad()
-    def _likest(key: Tensor, owns: Tensor, old_key: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-        """For each token of the frame the likeness (-1..1) of the most similar state token of its owner, and its place.
+    def _likest(key: Tensor, owns: Tensor, old_key: Tensor, owner: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """For each token of the frame the likeness of the most similar state token of its owner, and its place.
 
         Likeness is the cosine of the keys less the mean of the state's keys, which attention does not see either: it
         adds the same to all scores of a query.
         """
-        mean = old_key.mean(1, keepdim=True)
+        there = count > 0  # (B, M)
+        mean = old_key.sum(1, keepdim=True) / there.sum(1).view(-1, 1, 1)  # empty places are zeros
         likeness = F.normalize(key - mean, dim=-1) @ F.normalize(old_key - mean, dim=-1).transpose(1, 2)  # (B, L, M)
-        return likeness.masked_fill(owns.unsqueeze(2) != owner.unsqueeze(1), -1).max(-1)
+        same = (owns.unsqueeze(2) == owner.unsqueeze(1)) & there.unsqueeze(1)  # (B, L, M)
+        return likeness.masked_fill(~same, -2).max(-1)
 
 
 class SlotBank(nn.Module):
@@ -199,8 +214,8 @@ class SlotBank(nn.Module):
 
     State: slots (B, 11 K, 2 C), key and value side by side; how many writes are in each, (B, 11 K), weighted by their
     strength, at most ``model.global_writes``; and the tokens that each owner covered when it was seen last, (B, 11). A
-    slot sees only tokens that its owner holds; that of an absent owner does not move at all. The first write of a slot
-    fills it (equations: docs/memory.md, "Slot form").
+    slot sees only tokens that its owner holds; that of an absent owner does not move at all, and none does in a frame
+    without any object. The first write of a slot fills it (equations: docs/memory.md, "Slot form").
     """
 
     def __init__(self, model: ModelConfig):
@@ -228,8 +243,8 @@ class SlotBank(nn.Module):
         slots, count, area = state
         key, value = (_precise(token) for token in entry)
         shares = shares.to(key.dtype)
-        winner = F.one_hot(shares.argmax(1), 1 + IDENTITIES).transpose(1, 2)  # (B, 11, L)
-        owned = (shares * winner).repeat_interleave(self.per_owner, 1)  # (B, 11 K, L)
+        winner = F.one_hot(shares.argmax(1), OWNERS).transpose(1, 2)  # (B, 12, L)
+        owned = (shares * winner)[:, :ELSEWHERE].repeat_interleave(self.per_owner, 1)  # (B, 11 K, L)
         queries = torch.cat([self.queries[:1], self.queries[1:].expand(IDENTITIES, -1, -1)]).flatten(0, 1)  # (11 K, C)
         scores = queries.to(key.dtype) @ key.transpose(1, 2) / math.sqrt(key.shape[-1])  # (B, 11 K, L)
         scores = scores.masked_fill(owned == 0, -math.inf)
@@ -257,33 +272,33 @@ class SlotBank(nn.Module):
         return self.to_key(slots.to(dtype)), self.to_value(slots.to(dtype)), bias
 
 
-def owner_shares(masks: Tensor, align_corners: bool) -> Tensor:
-    """How much of each token the background and each object cover: (B, 11, L) float32 in 0..1, without gradient.
+def owner_shares(masks: Tensor, align_corners: bool, min_presence: float = 0.0) -> Tensor:
+    """How much of each token each owner covers: (B, 12, L) float32 in 0..1, without gradient.
 
     Args:
         masks: (B, H, W) integer labels (255 belongs to nothing) or (B, 1 + n, H, W) soft masks, of the frame's size.
         align_corners: of the network.
+        min_presence: share of the frame that all objects together must exceed; else all of it is elsewhere.
     """
     soft = one_hot(masks) if masks.dim() == 3 else F.pad(masks, (0, 0, 0, 0, 0, 1 + IDENTITIES - masks.shape[1]))
-    return token_means(soft.detach().float(), 16, align_corners).flatten(2)
+    shares = F.pad(token_means(soft.detach().float(), 16, align_corners).flatten(2), (0, 0, 0, 1))
+    area = shares[:, 1:].sum((1, 2), keepdim=True)  # (B, 1, 1)
+    elsewhere = torch.zeros_like(shares)
+    elsewhere[:, ELSEWHERE] = shares.sum(1)
+    return torch.where(area > min_presence * shares.shape[2], shares, elsewhere)
 
 
-def token_certainty(logits: Tensor, shares: Tensor, align_corners: bool, min_presence: float) -> Tensor:
-    """Certainty of each token of a frame: (B, L) float32 in 0..1, no gradient; 0 everywhere where no object is there.
-
-    It is the mean margin between the two best probabilities; ``min_presence`` is the share of the frame that all
-    objects together must exceed.
-    """
+def token_certainty(logits: Tensor, align_corners: bool) -> Tensor:
+    """Certainty of each token of a frame: (B, L) float32 in 0..1, no gradient: the mean margin between the two best
+    probabilities."""
     with torch.no_grad():
         best = logits.float().softmax(1).topk(2, dim=1).values
-        margin = token_means(best[:, :1] - best[:, 1:], 4, align_corners).flatten(1)  # (B, L)
-        area = shares[:, 1:].sum((1, 2)).unsqueeze(1)  # (B, 1)
-        return margin * (area > min_presence * shares.shape[2])
+        return token_means(best[:, :1] - best[:, 1:], 4, align_corners).flatten(1)
 
 
 def token_owners(shares: Tensor) -> Tensor:
-    """Whose each token is: (B, L) int64, 0 the background. An object has a token of which it covers a third and more,
-    at the coarse grid of the tokens.
+    """Whose each token is: (B, L) int64. An object has a token of which it covers a third and more, at the coarse grid
+    of the tokens.
 
     Args:
         shares: as of :func:`owner_shares`.
@@ -296,15 +311,17 @@ def _place_in_line(owner: Tensor, used: Tensor) -> Tensor:
 
     The highest is the token used least recently of the owner that has most.
     """
-    count = owner.shape[1]
-    order = used * count + torch.arange(count, device=used.device)  # (B, M), all different
-    same = owner.unsqueeze(2) == owner.unsqueeze(1)  # (B, M, M)
-    return (same & (order.unsqueeze(1) > order.unsqueeze(2))).sum(2).float()
+    place = torch.arange(owner.shape[1], device=owner.device)
+    latest_first = (used * len(place) + place).argsort(1, descending=True)  # (B, M)
+    whose, by_owner = owner.gather(1, latest_first).sort(dim=1, stable=True)
+    sizes = _areas(owner, torch.ones_like(owner))  # (B, 12)
+    begins = (sizes.cumsum(1) - sizes).gather(1, whose)  # (B, M), where the owner's tokens begin among the sorted
+    return torch.empty_like(owner).scatter(1, latest_first.gather(1, by_owner), place - begins).float()
 
 
 def _areas(owner: Tensor, weight: Tensor) -> Tensor:
-    """Sum of ``weight`` (B, L) over the tokens of each owner (B, L): (B, 11)."""
-    return _sums(weight.unsqueeze(-1), owner, 1 + IDENTITIES).squeeze(-1)
+    """Sum of ``weight`` (B, L) over the tokens of each owner (B, L): (B, 12)."""
+    return _sums(weight.unsqueeze(-1), owner, OWNERS).squeeze(-1)
 
 
 def _sums(tokens: Tensor, places: Tensor, count: int) -> Tensor:
