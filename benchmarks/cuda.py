@@ -41,7 +41,7 @@ from torch import Tensor
 
 from benchmarks.floor import Work, copy_rate, milliseconds, product_rate, synchronise
 from benchmarks.peer import NOTE
-from benchmarks.scene import moving_boxes
+from benchmarks.scene import fed, moving_boxes
 from benchmarks.training import our_step, peer_step
 from common.command import run
 from common.errors import UserError
@@ -452,18 +452,6 @@ def timed(start: Callable[[], Any], step: Callable[[int], Any], device: torch.de
         step(number)
     synchronise(device)
     return {"fps": count / (time.perf_counter() - begun), "peak_mib": peak_mib(device), "frames": count}
-
-
-def fed(predictor: Any) -> Any:
-    """The predictor with ``truth`` (1, H, W) fed to its memory instead of its own masks, as the official side."""
-    from models.preprocess import resize_labels
-
-    class Fed(type(predictor)):
-        def _to_view(self, labels, view):
-            return resize_labels(self.truth, view.size)
-
-    predictor.__class__ = Fed
-    return predictor
 
 
 def rates(device: torch.device) -> dict[str, float]:

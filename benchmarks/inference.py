@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.floor import Work, convolution_rate, copy_rate, product_rate
-from benchmarks.scene import moving_boxes
+from benchmarks.scene import fed, moving_boxes
 from common.allocator import keep_large_blocks
 from common.command import run
 from common.files import write_json
@@ -144,22 +144,15 @@ def measure(arguments: argparse.Namespace) -> dict:
     if arguments.side == "ours":
         keep_large_blocks()  # as infer.py does
         from inference import Predictor
-        from models.preprocess import resize_labels
 
-        class Fed(Predictor):
-            """The predictor, with the true labels fed to its memory, as the other side gets them."""
-
-            def _to_view(self, own, view):
-                return resize_labels(torch.from_numpy(self.truth).unsqueeze(0), view.size)
-
-        predictor = Fed(weights, overrides=["inference.long_edge=null"])
+        predictor = fed(Predictor(weights, overrides=["inference.long_edge=null"]))  # as the other side is
 
         def start() -> None:
-            predictor.truth = labels[0]
+            predictor.truth = torch.from_numpy(labels[0]).unsqueeze(0)
             predictor.start(frames[0], labels[0])
 
         def step(index: int) -> tuple[float, np.ndarray]:
-            predictor.truth = labels[index]
+            predictor.truth = torch.from_numpy(labels[index]).unsqueeze(0)
             begun = time.perf_counter()
             out = predictor.step(frames[index])  # resize and normalisation included
             return time.perf_counter() - begun, out

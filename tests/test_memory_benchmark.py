@@ -1,5 +1,6 @@
 """The scores behind the benchmark of memories, on hand-made videos, and the whole command at its smallest."""
 
+import json
 import math
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import memory_speed
 from benchmarks.memory import RECIPES, ROWS, difference, main, numbers, scored, table, trained
 from benchmarks.memory_scores import frames_after_absences, object_scores
 from common.errors import UserError
@@ -135,3 +137,15 @@ def test_the_command_resumes(tmp_path):
     rows = [[line for line in done.stdout.splitlines() if line.startswith("|")] for done in (first, second)]
     assert len(rows[0]) == 5 and rows[0] == rows[1]
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+
+
+def test_speed_of_every_memory_beside_the_others(tmp_path, monkeypatch, capsys):
+    report = tmp_path / "speed.json"
+    monkeypatch.setattr(sys, "argv", ["memory_speed", "--height", "65", "--width", "97", "--warm", "6", "--frames", "1",
+                                      "--report", str(report)])
+    memory_speed.main()
+    rows = json.loads(report.read_text())["rows"]
+    assert set(rows) == set(memory_speed.COMPARED) <= {row.name for row in ROWS}
+    assert all(row["fps"] > 0 for row in rows.values()) and "| lvos6 |" in capsys.readouterr().out
+    assert rows["unbounded"]["bytes"] > rows["reference + local"]["bytes"]  # a frame was offered
+    assert rows["DDMemory dense, every 5"]["bytes"] > rows["reference + local"]["bytes"]
