@@ -31,6 +31,8 @@ def fed(predictor: Any) -> Any:
     """The predictor, with its attribute ``truth`` (1, H, W) fed to its memory instead of its own masks."""
     from models.preprocess import resize_labels
 
+    assert hasattr(predictor, "_to_view"), "where its own masks go into the memory"
+
     class Fed(type(predictor)):
         def _to_view(self, labels, view):
             return resize_labels(self.truth, view.size)

@@ -61,7 +61,7 @@ class ModelConfig(Section):
     # DDMemory only: a reconstruction of ours, see docs/memory.md
     global_bank: Literal["dense", "slots"] = "dense"
     global_frames: Positive = 2  # size of the dense form, in frames' worth of tokens
-    global_elsewhere: Annotated[int, Field(ge=0)] = 2  # beside them, for frames without any object; 0: none is written
+    global_elsewhere: Annotated[int, Field(ge=0)] = 2  # beside these, for frames without objects; 0: none
     global_weight: Annotated[float, Field(gt=0)] = 5.0  # dense form: frames that an owner's tokens weigh as, together
     global_likeness: Annotated[float, Field(ge=-1, le=1)] = 0.7  # cosine of keys at which the dense form knows a token
     global_slots: Positive = 6  # slots an owner (10 objects and the background)

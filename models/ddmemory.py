@@ -71,8 +71,8 @@ class DDMemory(AOT):
         *tokens, (logits,) = tokens
         state = super().remember(entries, tokens, masks, state, evidence)
         if state.frame - state.extra.last_write >= state.config.global_interval:
-            shares = owner_shares(masks, self.align_corners, state.config.min_presence)
-            self._write(state, shares, token_certainty(logits, self.align_corners))
+            shares = owner_shares(masks, self.align_corners)
+            self._write(state, shares, token_certainty(logits, shares, self.align_corners, state.config.min_presence))
         return state
 
     def add_objects(self, features: Features, masks: Tensor, state: State, objects: int | list[int]) -> State:

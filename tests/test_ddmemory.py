@@ -60,7 +60,7 @@ SURE = torch.ones(1, 15)  # certainty of the tokens of entry()
 
 
 def fresh_bank(form: str, **settings):
-    """As before any training."""
+    """As before any training; without places for what is elsewhere, unless they are asked for."""
     torch.manual_seed(0)
     model = config(form).model.model_copy(update={"global_elsewhere": 0, **settings})
     return {"dense": DenseBank, "slots": SlotBank}[form](model).requires_grad_(False)
@@ -485,16 +485,69 @@ def test_an_object_has_the_tokens_that_its_identity_is_added_to(align_corners):
 def test_certainty_is_the_margin():
     logits = torch.zeros(1, 2, 13, 21)
     logits[:, 1, :7, :11] = 9.0
-    certainty = token_certainty(logits, True).view(GRID)
+    shares = owner_shares(labels((0, 24, 0, 40)), True)
+    certainty = token_certainty(logits, shares, True, 1e-4).view(GRID)
     assert (certainty[:2, :3] > 0.9).all() and (certainty[2:, 4:] == 0).all()
+    assert torch.equal(token_certainty(logits, owner_shares(labels(), True), True, 1e-4).view(GRID), certainty)
+    assert token_certainty(logits, shares, True, 0.5).sum() == 0  # too small to count, but not away
 
 
-def test_a_frame_belongs_elsewhere_where_objects_cover_too_little():
-    shares = owner_shares(labels((0, 24, 0, 40)), True, 1e-4)
+@pytest.mark.parametrize("void", [False, True])
+def test_all_of_a_frame_without_any_object_is_elsewhere(void):
+    shares = owner_shares(labels((0, 24, 0, 40)), True)
     assert shares.sum(1).allclose(torch.ones(1, 24)) and not shares[:, ELSEWHERE].any()
     assert token_owners(shares).unique().tolist() == [0, 1]
-    for nothing in (owner_shares(labels(), True, 1e-4), owner_shares(labels((0, 24, 0, 40)), True, 0.5)):
-        assert token_owners(nothing).unique().tolist() == [ELSEWHERE]
+    nothing = labels()
+    nothing[:, :24, :24] = 255 * void  # belongs to nothing
+    assert token_owners(owner_shares(nothing, True)).unique().tolist() == [ELSEWHERE]
+
+
+def test_a_frame_with_too_little_of_an_object_changes_nothing():
+    network = network_of("dense", "memory.global_interval=1", "memory.min_presence=0.5")
+    with torch.inference_mode():
+        state = network.start(network.encode(frames(1)[0]), labels(*TWO), 2)
+        before = state.extra.clone()
+        _, tokens = network.segment(network.encode(frames(2)[1]), state)
+        state = network.memorise(tokens, labels((0, 24, 0, 40)), state)
+        assert all(equal(a, b) for a, b in zip(state.extra.banks, before.banks, strict=True))
+        state = network.memorise(tokens, labels(), state)  # none at all: remembered
+        assert not equal(state.extra.banks[0], before.banks[0])
+
+
+def test_a_reference_is_never_elsewhere():
+    bank = fresh_bank("dense", global_frames=1, global_elsewhere=1)
+    state = bank.start(entry(0), shares_of())  # as of an object that is lost when its mask is made smaller
+    assert (state[2] == ELSEWHERE).sum() == 15 and (state[2] == 0).sum() == 15
+    for write in range(1, 12):
+        state, _ = bank.write(state, entry(write), shares_of(*TWO), SURE)
+    assert (state[2] == 1).any() and (state[2] == ELSEWHERE).sum() == 15
+
+
+def test_openness_is_that_of_what_is_held():
+    opened = [bank.write(bank.start(entry(0), shares_of(*TWO)), entry(0), shares_of(*TWO), SURE)[1]
+              for bank in (fresh_bank("dense", global_elsewhere=elsewhere) for elsewhere in (0, 2))]
+    assert torch.equal(*opened) and opened[0] > 0
+
+
+@pytest.mark.parametrize(("shares", "told"), [(shares_of((0, 49, 0, 81)), True), (shares_of(), False)])
+def test_the_gate_is_told_of_objects_and_of_nothing_else(shares, told):
+    openness = []
+    for weight in (0.0, 9.0):  # 9: opens where objects are
+        bank = fresh_bank("dense", global_frames=1, global_elsewhere=1)
+        bank.gate.update.weight[:, -1] = weight
+        state, _ = bank.write(bank.start(entry(0), shares_of((0, 49, 0, 81))), entry(0), shares, SURE)
+        openness.append(bank.write(state, entry(0), shares, SURE)[1].item())
+    assert (openness[0] != openness[1]) == told and openness[0] > 0
+
+
+def test_new_tokens_of_objects_come_before_a_background_that_is_not_known_at_all():
+    bank = fresh_bank("dense", global_frames=1)
+    state = bank.start(token_map(*range(8)), owned_by(*[1] * 8))  # no background
+    key = torch.eye(32)[[8, 9, 10, 11, 0, 1, 12, 13]]
+    key[4:6, 14] = 1.5  # a little like the object's 0 and 1
+    whose = owned_by(0, 0, 0, 0, 1, 1, 0, 0)
+    state, _ = bank.write(state, (key.unsqueeze(0), key.unsqueeze(0)), whose, torch.ones(1, 8))
+    assert (state[0][0, :, 14] > 0).sum() == 2 and (state[2] == 0).sum() == 0  # room for two
 
 
 def test_interval_says_which_frames_are_written():
@@ -536,7 +589,7 @@ def test_state_is_float32_under_autocast(form):
                 before = state.extra
                 _, tokens = network.segment(network.encode(frame), state)
                 state = network.memorise(tokens, labels(*TWO), state)
-            certainty = token_certainty(tokens[-1][0], True)
+            certainty = token_certainty(tokens[-1][0], shares, True, 1e-4)
         exact, _ = network.global_banks[0].write(before.banks[0], state.short[-1][0], shares, certainty)
     assert equal(exact, state.extra.banks[0])  # and nothing inside was rounded
     kept = {tensor.dtype for bank in state.extra.banks for tensor in bank}
@@ -580,6 +633,22 @@ def test_samples_with_fewer_objects_stand_beside_others():
         single = network.memorise(tokens, pair[:1], single)
         alone, _ = network.segment(network.encode(frames(2)[0]), single)
     assert torch.allclose(both[:1, :2], alone, atol=1e-4)
+
+
+def test_gradients_are_finite_beside_samples_without_objects():
+    network = network_of("dense", "memory.global_interval=1").train()
+    first, second = torch.cat([labels(*TWO)] * 2), torch.cat([labels(*TWO), labels()])
+    features = network.encode(frames(4).flatten(0, 1).repeat_interleave(2, 0)).chunk(4)
+    state = network.start(features[0], first, [2, 2])
+    loss = 0.0
+    for part in features[1:]:
+        logits, tokens = network.segment(part, state)
+        loss = loss + logits.square().mean()
+        state = network.memorise(tokens, second, state)
+    loss.backward()
+    assert (state.extra.banks[0][2] == ELSEWHERE).sum(1).tolist() == [2 * GRID[0] * GRID[1]] * 2
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -129,6 +129,7 @@ class DenseBank(nn.Module):
 
     def start(self, entry: Entry, shares: Tensor) -> tuple[Tensor, ...]:
         owns = token_owners(shares)
+        owns = owns.masked_fill(owns == ELSEWHERE, 0)  # a reference, though no object is left of it at this size
         free = self.elsewhere * owns.shape[1]
 
         def begun(token: Tensor, fill: float = 0.0) -> Tensor:
@@ -136,7 +137,7 @@ class DenseBank(nn.Module):
             return torch.cat([*[token] * self.frames, token.new_full((len(token), free, *token.shape[2:]), fill)], 1)
 
         key, value = (begun(_precise(token)) for token in entry)
-        owner, count = begun(owns, ELSEWHERE), begun(torch.ones_like(key[:, : owns.shape[1], 0]))
+        owner, count = begun(owns, ELSEWHERE), begun(torch.ones_like(owns, dtype=key.dtype))
         return key, value, owner, torch.zeros_like(owner), count, _areas(owns, torch.ones_like(shares[:, 0]))
 
     def write(self, state: tuple[Tensor, ...], entry: Entry, shares: Tensor,
@@ -144,7 +145,9 @@ class DenseBank(nn.Module):
         old_key, old_value, owner, used, count, area = state
         key, value = (_precise(token) for token in entry)
         owns = token_owners(shares)  # (B, L)
-        sure = certainty > 0 if self.elsewhere else (certainty > 0) & (owns != ELSEWHERE)
+        sure = certainty > 0
+        if not self.elsewhere:
+            sure = sure & (owns != ELSEWHERE)
         best, match = self._likest(key, owns, old_key, owner, count)
         known = sure & (best >= self.likeness)
         now = used.amax(1, keepdim=True) + 1  # (B, 1)
@@ -164,9 +167,9 @@ class DenseBank(nn.Module):
 
         # New tokens: those of objects first, the least like anything first, each in place of what is worth least.
         room = math.ceil(owns.shape[1] * MOST_NEW)
-        rank = torch.where(sure & ~known, 3 * (owns > 0) - best, -math.inf)
+        rank = torch.where(sure & ~known, 3 * (owns > 0) - best, -math.inf)  # best is -2 to 1
         rank, chosen = rank.topk(room)  # (B, room)
-        apart = (owner == ELSEWHERE) != (owns[:, :1] == ELSEWHERE)  # (B, M): the other kind of frame's places
+        apart = (owner == ELSEWHERE) != (owns[:, :1] == ELSEWHERE)  # (B, M): of the other kind of frame
         victims = _place_in_line(owner, used).masked_fill(apart, -1).topk(room).indices  # (B, room)
 
         def exchanged(kept: Tensor, new: Tensor) -> Tensor:
@@ -200,7 +203,7 @@ class DenseBank(nn.Module):
         """For each token of the frame the likeness of the most similar state token of its owner, and its place.
 
         Likeness is the cosine of the keys less the mean of the state's keys, which attention does not see either: it
-        adds the same to all scores of a query.
+        adds the same to all scores of a query. -2: the owner has no token yet.
         """
         there = count > 0  # (B, M)
         mean = old_key.sum(1, keepdim=True) / there.sum(1).view(-1, 1, 1)  # empty places are zeros
@@ -272,28 +275,32 @@ class SlotBank(nn.Module):
         return self.to_key(slots.to(dtype)), self.to_value(slots.to(dtype)), bias
 
 
-def owner_shares(masks: Tensor, align_corners: bool, min_presence: float = 0.0) -> Tensor:
-    """How much of each token each owner covers: (B, 12, L) float32 in 0..1, without gradient.
+def owner_shares(masks: Tensor, align_corners: bool) -> Tensor:
+    """How much of each token each owner covers: (B, 12, L) float32 in 0..1, without gradient. All of a frame without
+    any object is elsewhere.
 
     Args:
         masks: (B, H, W) integer labels (255 belongs to nothing) or (B, 1 + n, H, W) soft masks, of the frame's size.
         align_corners: of the network.
-        min_presence: share of the frame that all objects together must exceed; else all of it is elsewhere.
     """
     soft = one_hot(masks) if masks.dim() == 3 else F.pad(masks, (0, 0, 0, 0, 0, 1 + IDENTITIES - masks.shape[1]))
     shares = F.pad(token_means(soft.detach().float(), 16, align_corners).flatten(2), (0, 0, 0, 1))
-    area = shares[:, 1:].sum((1, 2), keepdim=True)  # (B, 1, 1)
     elsewhere = torch.zeros_like(shares)
-    elsewhere[:, ELSEWHERE] = shares.sum(1)
-    return torch.where(area > min_presence * shares.shape[2], shares, elsewhere)
+    elsewhere[:, ELSEWHERE] = 1
+    return torch.where(_covered(shares) > 0, shares, elsewhere)
 
 
-def token_certainty(logits: Tensor, align_corners: bool) -> Tensor:
-    """Certainty of each token of a frame: (B, L) float32 in 0..1, no gradient: the mean margin between the two best
-    probabilities."""
+def token_certainty(logits: Tensor, shares: Tensor, align_corners: bool, min_presence: float) -> Tensor:
+    """Certainty of each token of a frame: (B, L) float32 in 0..1, no gradient.
+
+    It is the mean margin between the two best probabilities; 0 everywhere in a frame with objects that, all together,
+    do not exceed ``min_presence``, a share of the frame: it shows neither them nor that they are away.
+    """
     with torch.no_grad():
         best = logits.float().softmax(1).topk(2, dim=1).values
-        return token_means(best[:, :1] - best[:, 1:], 4, align_corners).flatten(1)
+        margin = token_means(best[:, :1] - best[:, 1:], 4, align_corners).flatten(1)  # (B, L)
+        covered = _covered(shares).flatten(1)  # (B, 1)
+        return margin * ((covered == 0) | (covered > min_presence * shares.shape[2]))
 
 
 def token_owners(shares: Tensor) -> Tensor:
@@ -306,17 +313,21 @@ def token_owners(shares: Tensor) -> Tensor:
     return torch.cat([0.5 * shares[:, :1], shares[:, 1:]], 1).argmax(1)
 
 
+def _covered(shares: Tensor) -> Tensor:
+    """Tokens that the objects cover, all together: (B, 1, 1)."""
+    return shares[:, 1:ELSEWHERE].sum((1, 2), keepdim=True)
+
+
 def _place_in_line(owner: Tensor, used: Tensor) -> Tensor:
     """How many tokens of the same owner were used later: (B, M) float, equal ones in the order in which they stand.
 
     The highest is the token used least recently of the owner that has most.
     """
-    place = torch.arange(owner.shape[1], device=owner.device)
-    latest_first = (used * len(place) + place).argsort(1, descending=True)  # (B, M)
-    whose, by_owner = owner.gather(1, latest_first).sort(dim=1, stable=True)
+    latest = used.amax(1, keepdim=True) - used  # 0 for those of the latest write
+    turn = (owner * (used.amax(1, keepdim=True) + 1) + latest).flip(1)  # owner by owner, the latest first
+    place = turn.argsort(dim=1, stable=True).argsort(1).flip(1)  # (B, M), of each token among the sorted
     sizes = _areas(owner, torch.ones_like(owner))  # (B, 12)
-    begins = (sizes.cumsum(1) - sizes).gather(1, whose)  # (B, M), where the owner's tokens begin among the sorted
-    return torch.empty_like(owner).scatter(1, latest_first.gather(1, by_owner), place - begins).float()
+    return (place - (sizes.cumsum(1) - sizes).gather(1, owner)).float()
 
 
 def _areas(owner: Tensor, weight: Tensor) -> Tensor:
