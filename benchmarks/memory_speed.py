@@ -33,7 +33,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_large_blocks()  # as infer.py does
     frames, labels = moving_boxes((arguments.height, arguments.width), arguments.warm + arguments.frames + 1, OBJECTS)
-    predictors = {name: fed(predictor) for name, predictor in predictors_of(COMPARED).items()}
+    predictors = {name: fed(predictor) for name, predictor in predictors_compared().items()}
     seconds: dict[str, list[float]] = {name: [] for name in predictors}
     with Progress(len(frames), "every memory", "frame") as progress:
         for number, (frame, truth) in enumerate(zip(frames, labels, strict=True)):
@@ -64,13 +64,13 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def predictors_of(names: tuple[str, ...]) -> dict[str, Predictor]:
-    """Predictors of rows of the benchmark of memories, all with the weights of one AOT-T."""
+def predictors_compared() -> dict[str, Predictor]:
+    """Predictors of these rows of the benchmark of memories, all with the weights of one AOT-T."""
     torch.manual_seed(0)
     weights = build_network(load_config(model_config_path("aott"))).state_dict()
     rows = {row.name: row for row in ROWS}
     made = {}
-    for name in names:
+    for name in COMPARED:
         settings = [*NETWORKS[rows[name].network], *rows[name].settings, "inference.long_edge=null"]
         config = load_config(model_config_path("aott"), settings)
         network = build_network(config)

@@ -159,15 +159,21 @@ def test_slots_of_an_absent_object_do_not_move():
     assert {owner for owner, moved in zip(own, counted, strict=True) if moved} == {0, 1}
 
 
+def after_frames_without_foreground(network):
+    """The state after three of them, the global memory before them, and the last one's tokens."""
+    state = network.start(network.encode(frames(1)[0]), labels(*TWO), 2)
+    before = state.extra.clone()
+    for frame in frames(3):
+        _, tokens = network.segment(network.encode(frame), state)
+        state = network.memorise(tokens, labels(), state)
+    return state, before, tokens
+
+
 @pytest.mark.parametrize(("form", "settings"), [("dense", ["model.global_elsewhere=0"]), ("slots", [])])
 def test_frames_without_foreground_change_nothing(form, settings):
     network = network_of(form, "memory.global_interval=1", *settings)
     with torch.inference_mode():
-        state = network.start(network.encode(frames(1)[0]), labels(*TWO), 2)
-        before = state.extra.clone()
-        for frame in frames(3):
-            _, tokens = network.segment(network.encode(frame), state)
-            state = network.memorise(tokens, labels(), state)
+        state, before, tokens = after_frames_without_foreground(network)
         assert all(equal(a, b) for a, b in zip(state.extra.banks, before.banks, strict=True))
         assert state.extra.openness.item() == state.extra.confidence.item() == 0
         state = network.memorise(tokens, labels(*TWO), state)
@@ -177,11 +183,7 @@ def test_frames_without_foreground_change_nothing(form, settings):
 def test_frames_without_foreground_are_remembered_apart():
     network = network_of("dense", "memory.global_interval=1", "model.global_elsewhere=1")
     with torch.inference_mode():
-        state = network.start(network.encode(frames(1)[0]), labels(*TWO), 2)
-        before = state.extra.clone()
-        for frame in frames(3):
-            _, tokens = network.segment(network.encode(frame), state)
-            state = network.memorise(tokens, labels(), state)
+        state, before, _ = after_frames_without_foreground(network)
         for bank, old, new in zip(network.global_banks, before.banks, state.extra.banks, strict=True):
             apart = old[2][0] == ELSEWHERE
             assert apart.sum() == GRID[0] * GRID[1] and not old[4][0, apart].any()
