@@ -152,39 +152,40 @@ class DenseBank(nn.Module):
         known = sure & (best >= self.likeness)
         now = used.amax(1, keepdim=True) + 1  # (B, 1)
 
-        # Known tokens: each state token meets the mean of those that resemble it most.
+        # Known tokens: each state token that some of them chose meets the mean of those. The others stay, to the bit.
+        met = _sums(known.unsqueeze(-1).to(key.dtype), match, owner.shape[1])  # (B, M, 1)
+        chosen = met.squeeze(-1).topk(owns.shape[1]).indices  # (B, L): all that were, and as many of the others
+        order = torch.arange(owns.shape[1], device=owns.device).expand_as(owns)
+        place = torch.zeros_like(owner).scatter(1, chosen, order).gather(1, match)  # (B, L): of a token among them
         foreground = shares[:, 1:ELSEWHERE].sum(1).to(key.dtype).unsqueeze(-1)  # (B, L, 1)
         told = torch.cat([key, value, foreground, certainty.unsqueeze(-1).to(key.dtype)], -1)  # (B, L, 2 C + 2)
-        met = _sums(known.unsqueeze(-1).to(key.dtype), match, owner.shape[1])  # (B, M, 1)
-        told = _sums(told * known.unsqueeze(-1), match, owner.shape[1]) / met.clamp_min(1)
+        told = _sums(told * known.unsqueeze(-1), place, owns.shape[1]) / _taken(met, chosen).clamp_min(1)
         met_key, met_value, foreground, strength = told.split([key.shape[-1], value.shape[-1], 1, 1], -1)
         foreground, strength = foreground.detach(), strength.detach()  # of masks: nothing learns from their gradient
-        new_value, gate = self.gate(old_value, met_value, count, strength, foreground)
-        mean = gate.mean(-1, keepdim=True)  # (B, M, 1)
-        new_key = (1 - mean) * old_key + mean * met_key
+        mixed_value, gate = self.gate(_taken(old_value, chosen), met_value, _taken(count, chosen), strength, foreground)
+        mean = gate.mean(-1, keepdim=True)  # (B, L, 1)
+        mixed_key = (1 - mean) * _taken(old_key, chosen) + mean * met_key
+        new_key, new_value = _put(old_key, chosen, mixed_key), _put(old_value, chosen, mixed_value)
         used = torch.where(met.squeeze(-1) > 0, now, used)
-        count = (count + strength.squeeze(-1)).clamp(max=self.most)
+        count = (count + _put(torch.zeros_like(count), chosen, strength.squeeze(-1))).clamp(max=self.most)
 
         # New tokens: those of objects first, the least like anything first, each in place of what is worth least.
         room = math.ceil(owns.shape[1] * MOST_NEW)
         rank = torch.where(sure & ~known, 3 * (owns > 0) - best, -math.inf)  # best is -2 to 1
-        rank, chosen = rank.topk(room)  # (B, room)
+        rank, entering = rank.topk(room)  # (B, room)
         apart = (owner == ELSEWHERE) != (owns[:, :1] == ELSEWHERE)  # (B, M): of the other kind of frame
         victims = _place_in_line(owner, used).masked_fill(apart, -1).topk(room).indices  # (B, room)
 
         def exchanged(kept: Tensor, new: Tensor) -> Tensor:
             """kept: (B, M) or (B, M, .); new: the same of L tokens."""
-            if kept.dim() == 2:
-                return exchanged(kept.unsqueeze(-1), new.unsqueeze(-1)).squeeze(-1)
-            there = victims.unsqueeze(-1).expand(-1, -1, kept.shape[-1])
-            entering = new.gather(1, chosen.unsqueeze(-1).expand(-1, -1, new.shape[-1]))
-            return kept.scatter(1, there, torch.where(rank.isfinite().unsqueeze(-1), entering, kept.gather(1, there)))
+            enters = rank.isfinite().view(*rank.shape, *[1] * (kept.dim() - 2))
+            return _put(kept, victims, torch.where(enters, _taken(new, entering), _taken(kept, victims)))
 
         changed = (exchanged(new_key, key), exchanged(new_value, value), exchanged(owner, owns),
                    exchanged(used, now.expand_as(owns)), exchanged(count, torch.ones_like(best)))
         seen = _areas(owns, sure.to(area.dtype))
-        held = (count > 0).to(gate.dtype)  # (B, M); empty places have no gate to speak of
-        return (*changed, torch.where(seen > 0, seen, area)), (mean.squeeze(-1) * held).sum(1) / held.sum(1)
+        held = (count > 0).sum(1)  # (B,); empty places have no gate to speak of
+        return (*changed, torch.where(seen > 0, seen, area)), mean.sum((1, 2)) / held
 
     def read(self, state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values, and what is added to the scores of each token, (B, M).
@@ -333,6 +334,20 @@ def _place_in_line(owner: Tensor, used: Tensor) -> Tensor:
 def _areas(owner: Tensor, weight: Tensor) -> Tensor:
     """Sum of ``weight`` (B, L) over the tokens of each owner (B, L): (B, 12)."""
     return _sums(weight.unsqueeze(-1), owner, OWNERS).squeeze(-1)
+
+
+def _taken(tokens: Tensor, places: Tensor) -> Tensor:
+    """Of tokens (B, M) or (B, M, .) those at ``places`` (B, N): (B, N) or (B, N, .)."""
+    return tokens.gather(1, _index(places, tokens))
+
+
+def _put(tokens: Tensor, places: Tensor, new: Tensor) -> Tensor:
+    """Tokens (B, M) or (B, M, .) with ``new`` (B, N) or (B, N, .) at ``places`` (B, N)."""
+    return tokens.scatter(1, _index(places, tokens), new)
+
+
+def _index(places: Tensor, tokens: Tensor) -> Tensor:
+    return places if tokens.dim() == 2 else places.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
 
 
 def _sums(tokens: Tensor, places: Tensor, count: int) -> Tensor:
