@@ -12,14 +12,16 @@ import argparse
 import datetime
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from common.allocator import keep_large_blocks
 from common.command import run
-from common.errors import UserError
+from common.errors import UserError, attempted
 from common.ranks import joined_ranks
 from configs import Config, load_config
-from training.loop import train
+from datasets.mixture import Mixture
+from training.loop import check, train
 from training.run_folder import parts, reopened, settle
 
 VALIDATION = datetime.timedelta(hours=2)  # how long the other ranks wait while the first one scores
@@ -34,6 +36,8 @@ def main() -> None:
         configs = chain(Path(arguments.config), arguments.settings)
         folder = Path(arguments.output or f"runs/{configs[-1].name}")
         if ranks.first:
+            if not arguments.resume:  # the first stage looks at its own settings and data when it begins
+                attempted(partial(look, config, ranks.count) for config in configs[1:])
             settle(folder, configs, arguments.resume, arguments.settings)
         ranks.wait()
 
@@ -44,12 +48,19 @@ def main() -> None:
         for part in parts(folder):
             if (part / "weights.safetensors").is_file() and part != folder:
                 continue
-            config = reopened(part, arguments.resume, arguments.settings if part == folder else [])
-            train(config, part, ranks, stopped=lambda: bool(asked), say=say)
+            config = reopened(part, arguments.resume and part == folder, arguments.settings)
+            train(config, part, ranks, stopped=lambda: bool(asked), say=say, hands_on=part != folder)
             if ranks.first:
                 print(f"wrote {part}")
-            if not (part / "weights.safetensors").is_file():
-                break  # stopped early by train.stop_at
+
+
+def look(config: Config, ranks: int) -> None:
+    """Find what is wrong with a later stage before the first one begins. Raises UserError(s)."""
+    weights = config.model.encoder_weights
+    if weights is not None and not Path(weights).is_file():
+        raise UserError(f"model.encoder_weights: {weights}: no such file; fetch it first")
+    check(config, ranks)
+    Mixture(config)
 
 
 def chain(file: Path, settings: list[str], later: tuple[Path, ...] = ()) -> list[Config]:
@@ -73,7 +84,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
     parser.add_argument("--device", help="cpu or cuda (default: the accelerator if there is one)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over the file's")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             print(f"error: {error.filename or 'output'}: {error.strerror}; free some room or choose another --output, "
-                  "then run the same command again", file=sys.stderr)
+                  "then run the same command again (a training that has begun: with --resume)", file=sys.stderr)
             sys.exit(2)
         raise
     except KeyboardInterrupt:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 class UserError(Exception):
@@ -19,6 +22,21 @@ class UserErrors(UserError):
     def __init__(self, problems: Sequence[str]):
         self.problems = list(problems)
         super().__init__("\n".join(self.problems))
+
+
+def attempted(calls: Iterable[Callable[[], Result]]) -> list[Result]:
+    """What the calls return; where some of them raise UserError, UserErrors with the problems of all."""
+    results, problems = [], []
+    for call in calls:
+        try:
+            results.append(call())
+        except UserErrors as error:
+            problems += error.problems
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserErrors(list(dict.fromkeys(problems)))
+    return results
 
 
 class TrainingDiverged(Exception):

@@ -51,7 +51,7 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), t
             raise UserError(f"{text}: not a setting; write key.sub=value")
         try:
             parsed = yaml.load(value, Loader=_Loader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
             raise UserError(f"{key}: {value!r} is not valid YAML ({_first_line(error)}); quote the value") from error
         values = _merge(values, _nest(key.split("."), parsed))
     try:
@@ -69,6 +69,15 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-4 as a number, as people write it (YAML 1.1 wants 1.0e-4)."""
 
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} occurs twice",
+                                                        node.value[place][0].start_mark)
+        return super().construct_mapping(node, deep)
+
+
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"))
@@ -79,15 +88,18 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file; see configs/models and configs/recipes") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; name a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that there is not
         raise UserError(f"{path}: not valid YAML ({_first_line(error)}); mend the file") from error
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no keys; write `key: value` lines")
     base = values.pop("base", None)
+    train = values.get("train")
+    if isinstance(train, dict) and isinstance(train.get("after"), str):
+        train["after"] = str(path.resolve().parent / train["after"])  # beside this file, whoever inherits it
     if base is None:
         return values
     parent = (path.parent / str(base)).resolve()

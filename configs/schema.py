@@ -102,7 +102,7 @@ class TrainConfig(Section):
     scales: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.7, 1.3)  # from, to
     optimiser: Literal["adamw", "muon"] = "adamw"  # muon (ours): orthogonalised steps for the weight matrices
     lr: Annotated[float, Field(gt=0)] = 2e-4
-    lr_min: Annotated[float, Field(ge=0)] = 2e-5  # 1e-5 for other encoders than MobileNetV2
+    lr_min: Annotated[float, Field(ge=0, validate_default=True)] = 2e-5  # 1e-5 for other encoders than MobileNetV2
     warmup: Share = 0.05  # share of the steps
     power: Annotated[float, Field(gt=0)] = 0.9  # of the polynomial decay
     encoder_lr_ratio: Share = 0.1  # of (lr - lr_min)
@@ -113,7 +113,7 @@ class TrainConfig(Section):
     ema: Share = 0.1  # the average spans this share of the steps; 0 switches it off
     aux_weight: Annotated[float, Field(ge=0)] = 1.0  # loss of the reference frame
     aux_ratio: Share = 1.0  # share of the steps over which aux_weight falls to 0
-    hard_ratio: Share = 0.15  # share of the pixels that count in the cross-entropy at the end of the curriculum
+    hard_ratio: Annotated[float, Field(gt=0, le=1)] = 0.15  # share of the pixels in the cross-entropy at the end
     hard_from: Share = 0.5  # share of the steps over which hard_ratio is reached
     feed_predictions_from: Share = 0.5  # share of the steps from which the network's own masks feed its memory
     memory_gap: Positive = 9999  # as memory.gap, in training clips; L variants: 2
@@ -144,6 +144,21 @@ class TrainConfig(Section):
     validate_root: str | None = None
     validate_split: str = "val"
     validate_protocol: Literal["lvos", "v1-2022", "davis2017"] = "lvos"
+
+    @field_validator("scales")
+    @classmethod
+    def _ordered(cls, scales: tuple[float, float]) -> tuple[float, float]:
+        if scales[0] > scales[1]:
+            raise ValueError("from is above to; write the smaller one first")
+        return scales
+
+    @field_validator("lr_min")
+    @classmethod
+    def _below(cls, lowest: float, others: ValidationInfo) -> float:
+        rate = others.data.get("lr", lowest)
+        if lowest > rate:
+            raise ValueError(f"above train.lr, {rate:g}, at which the schedule starts; lower it, too")
+        return lowest
 
 
 class InferenceConfig(Section):

@@ -24,7 +24,7 @@ class VideoClips:
 
     def __init__(self, source: SourceConfig, train: TrainConfig):
         self.source, self.train = source, train
-        found = open_videos(source.root, source.split, format=source.format)
+        found = open_videos(source.root, source.split, format=source.format, objects="late")  # any frame's may be given
         problems = check_videos(found)
         if problems:
             raise UserErrors(problems)

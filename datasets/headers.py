@@ -81,7 +81,7 @@ def _turned(path: Path) -> bool:
     with Image.open(path) as image:
         try:
             return image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        except SyntaxError:  # an EXIF that nobody can read turns nothing
+        except (SyntaxError, TypeError, ValueError, struct.error):  # an EXIF that nobody can read turns nothing
             return False
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from common.errors import UserError
+from common.errors import UserError, attempted
 from configs.schema import Config, SourceConfig, TrainConfig
 from datasets.augment import MOST_OBJECTS, Clip, away, merged, numbered
 from datasets.clips import VideoClips
@@ -66,8 +67,8 @@ class Mixture(Dataset):
     def __init__(self, config: Config):
         self.config, self.seed = config, config.seed
         sources = all_sources(config)
-        self.sources = [(VideoClips if source.kind == "video" else StaticClips)(source, config.train)
-                        for source in sources]
+        self.sources: list[VideoClips | StaticClips] = attempted(
+            partial(VideoClips if source.kind == "video" else StaticClips, source, config.train) for source in sources)
         self.shown = [max(1, round(source.repeat * len(clips)))
                       for source, clips in zip(sources, self.sources, strict=True)]  # of each source, in an epoch
         self.entries = np.array([(source, place) for source, count in enumerate(self.shown) for place in range(count)])
@@ -167,7 +168,8 @@ def batches(mixture: Mixture, first: int, last: int, rank: int = 0, ranks: int =
                for start in [step * train.batch + (rank * train.accumulate + part) * share]]
     loader = DataLoader(mixture, batch_sampler=numbers, num_workers=workers, collate_fn=collate,
                         worker_init_fn=_quiet_worker, persistent_workers=False,
-                        prefetch_factor=2 if workers else None, pin_memory=torch.accelerator.is_available())
+                        prefetch_factor=2 if workers else None, pin_memory=torch.accelerator.is_available(),
+                        generator=torch.Generator())  # its own, so that its start draws nothing from the training's
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch

@@ -21,7 +21,7 @@ __all__ = ["FORMATS", "FrameRange", "ObjectRecord", "Video", "VideoSet", "list_s
 FORMATS = ("davis", "lvos", "youtube", "plain")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_FOLDERS = ("Annotations", "Annotations_convert")  # the second: what LVOS-api's convert tool writes
-_VALIDATION = ("val", "valid", "validation")  # one split under three names
+VALIDATION_SPLITS = ("val", "valid", "validation")  # one split under three names
 
 
 @dataclass(frozen=True)
@@ -284,8 +284,8 @@ def _folders(folder: Path) -> set[str]:
 
 def _split_names(split: str, found: str) -> tuple[str, ...]:
     names = [found.lower(), split.lower()]
-    if set(names) & set(_VALIDATION):
-        names += _VALIDATION
+    if set(names) & set(VALIDATION_SPLITS):
+        names += VALIDATION_SPLITS
     return tuple(dict.fromkeys(names))
 
 

@@ -4,6 +4,7 @@ paper; facts 8.7). Masks come as palette PNG beside the pictures, as COCO json, 
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, UserErrors
 from configs.schema import SourceConfig, TrainConfig
 from datasets.augment import Clip, cut_in_two, mirrored, moved_image, numbered, recoloured
-from datasets.readers import read_image, read_labels, white_as_object
+from datasets.headers import cut_short, read_header
+from datasets.readers import IGNORE, read_image, read_labels, white_as_object
 
+FARTHEST = 1e5  # pixels: no outline has points beyond
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 Picture = tuple[Path, Callable[[tuple[int, int]], np.ndarray]]  # image, and its label map at the image's size
 
@@ -64,7 +67,8 @@ def find_pictures(root: Path, format: str, notes: list[str]) -> list[Picture]:
     ``annotations`` in ``root`` or ``root/annotations``; pictures anywhere below ``root``).
 
     Raises:
-        UserError: no such folder, or nothing in it; a COCO file that is broken.
+        UserError: no such folder, or nothing in it; pictures and masks that are broken or unlike in size, all at once;
+            a COCO file that is broken.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; data.sources must name a folder of pictures")
@@ -86,13 +90,41 @@ def _beside(images: Path, masks: Path, notes: list[str]) -> list[Picture]:
     pictures = sorted(path for path in images.glob("[!.]*") if path.suffix.lower() in _SUFFIXES)
 
     def reader(mask: Path) -> Callable[[tuple[int, int]], np.ndarray]:
-        return lambda shape: read_labels(mask)
+        grey = read_header(mask).mode == "greyscale"
+        return lambda shape: without_grades(read_labels(mask)) if grey else read_labels(mask)
 
-    found = [(path, reader(mask)) for path in pictures if (mask := masks / f"{path.stem}.png").is_file()]
-    if len(found) < len(pictures):
-        notes.append(f"{images}: {len(pictures) - len(found)} of {len(pictures)} pictures have no mask of their name "
+    paired = [(path, mask) for path in pictures if (mask := masks / f"{path.stem}.png").is_file()]
+    if len(paired) < len(pictures):
+        notes.append(f"{images}: {len(pictures) - len(paired)} of {len(pictures)} pictures have no mask of their name "
                      f"in {masks}; they are not used")
-    return found
+    if problems := [problem for pair in paired for problem in _mismatch(*pair)]:
+        raise UserErrors(problems)
+    return [(path, reader(mask)) for path, mask in paired]
+
+
+def _mismatch(picture: Path, mask: Path) -> list[str]:
+    """What a look at the first and last bytes of a picture and its mask finds wrong, one line each."""
+    problems, sizes = [], {}
+    for path in (picture, mask):
+        if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            continue  # read_header knows no others
+        try:
+            header = read_header(path)
+            sizes[path] = f"{header.width}x{header.height}"
+            if cut_short(path):
+                problems.append(f"{path}: the file is cut short; restore it, or remove the picture and its mask")
+        except UserError as error:
+            problems.append(str(error))
+    if not problems and len(set(sizes.values())) > 1:
+        problems.append(f"{picture}: the picture is {sizes[picture]}, its mask {sizes[mask]}; make them equal")
+    return problems
+
+
+def without_grades(labels: np.ndarray) -> np.ndarray:
+    """A grey mask with 255 and other values of 128 and more is a black and white one with soft edges or grades, not one
+    of so many objects: 255 from 128 on, else 0. Any other as it is."""
+    white = labels == IGNORE
+    return np.uint8(IGNORE) * (labels >= 128) if white.any() and ((labels >= 128) & ~white).any() else labels
 
 
 def _coco(root: Path, notes: list[str]) -> list[Picture]:
@@ -109,11 +141,11 @@ def _coco(root: Path, notes: list[str]) -> list[Picture]:
     for file in files:
         try:
             content = json.loads(file.read_text())
-            names = {image["id"]: image["file_name"] for image in content["images"]}
+            names = {image["id"]: str(Path(image["file_name"])) for image in content["images"]}
             instances: dict[int, list] = {image: [] for image in names}
             for one in content["annotations"]:
-                instances[one["image_id"]].append((one.get("area", 0), _shapes(one["segmentation"])))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+                instances[one["image_id"]].append((float(one.get("area") or 0), _shapes(one["segmentation"])))
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"{file}: not a COCO instance file ({error!r}); remove it or mend it") from error
         missing = empty = 0
         for image, name in sorted(names.items()):
@@ -136,8 +168,13 @@ def _shapes(segmentation: Any) -> dict[str, Any] | list[np.ndarray]:
     if isinstance(segmentation, dict):
         height, width = map(int, segmentation["size"])
         counts = segmentation["counts"]
-        return {"size": (height, width), "counts": _decompressed(counts) if isinstance(counts, str) else counts}
+        counts = _decompressed(counts) if isinstance(counts, str) else [operator.index(count) for count in counts]
+        if min(counts, default=0) < 0:
+            raise ValueError("a run length is below 0")
+        return {"size": (height, width), "counts": counts}
     polygons = [np.asarray(one, np.float64).reshape(-1, 2) for one in segmentation]
+    if not all((np.abs(one) < FARTHEST).all() for one in polygons):  # false of NaN, too
+        raise ValueError("a point of an outline is no place in a picture")
     return [np.round(one).astype(np.int32) for one in polygons if len(one) > 2]
 
 

@@ -5,7 +5,9 @@ Nothing here unpickles code: torch files are read with ``weights_only``, and our
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -29,7 +31,11 @@ def save_weights(path: str | Path, state: Mapping[str, Tensor], config: Config) 
     """Write weights with their configuration as one safetensors file, whole or not at all."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with written_whole(path) as beside:
-        save_file(tensors, str(beside), metadata={CONFIG_KEY: dump_config(config)})
+        try:
+            save_file(tensors, str(beside), metadata={CONFIG_KEY: dump_config(config)})
+        except SafetensorError as error:
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) if code else error from error
 
 
 def load_weights(path: str | Path, model: str | None = None, config: str | Path | None = None,
@@ -84,7 +90,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
                 metadata = stream.metadata() or {}
                 return {key: stream.get_tensor(key) for key in stream.keys()}, metadata.get(CONFIG_KEY)  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
+            AttributeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: cannot be read as weights ({first[:120]}); the file is damaged, or holds code, "
                         "which is never run: fetch it again") from error

@@ -12,7 +12,7 @@ from configs.schema import SourceConfig
 from datasets.clips import VideoClips, _absences, _read_frame, _reflected
 from datasets.mixture import Mixture, batches
 from datasets.readers import read_labels, write_labels
-from datasets.static import StaticClips, _decompressed, _run_lengths, find_pictures
+from datasets.static import StaticClips, _decompressed, _run_lengths, find_pictures, without_grades
 from tests.training_helper import small_data, tiny
 
 
@@ -223,6 +223,10 @@ def test_coco_polygons_and_run_lengths(photos, tmp_path):
 @pytest.mark.parametrize(("segmentation", "message"), [
     ([[1, 1, 9, 1, 9, 9, 1]], "not a COCO instance file"),
     ({"size": [20, 30], "counts": "3`"}, "not a COCO instance file"),
+    ({"size": [20, 30], "counts": None}, "not a COCO instance file"),
+    ({"size": [20, 30], "counts": [-3, 603]}, "a run length is below 0"),
+    ([[1, 1, 9, 1, 9, float("nan")]], "no place in a picture"),
+    ([[1, 1, 9, 1, 9, 2**31]], "no place in a picture"),
     ({"size": [30, 20], "counts": [600]}, "run lengths of an instance of a.jpg"),
     ({"size": [20, 30], "counts": [3, 4]}, "run lengths of an instance of a.jpg"),
 ])
@@ -262,6 +266,35 @@ def test_a_white_mask_is_one_object(photos, tmp_path):
     clips = StaticClips(SourceConfig(root=str(tmp_path / "photos"), kind="static"), tiny(photos).train)
     clip, objects = clips.clip(0, np.random.default_rng(0))
     assert objects == 1 and set(np.unique(clip.labels[0])) == {0, 1}
+
+
+def test_a_white_mask_with_soft_edges_or_grades_is_one_object():
+    disc = cv2.circle(np.zeros((60, 60), np.uint8), (30, 30), 20, 255, -1, cv2.LINE_AA)
+    assert np.array_equal(without_grades(disc), np.where(disc >= 128, 255, 0)) and len(np.unique(disc)) > 5
+    void = np.array([[0, 1, 2, 255]], np.uint8)  # objects and a border
+    assert np.array_equal(without_grades(void), void)
+    many = np.arange(200, dtype=np.uint8)[None]  # instances
+    assert np.array_equal(without_grades(many), many)
+
+
+def test_a_grey_mask_with_soft_edges_is_read_as_one_object(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    for path in (tmp_path / "photos" / "Annotations").iterdir():
+        soft = cv2.circle(np.zeros(read_labels(path).shape, np.uint8), (20, 20), 12, 255, -1, cv2.LINE_AA)
+        cv2.imwrite(str(path), soft)
+    (_, labels_of), *_ = find_pictures(tmp_path / "photos", "auto", [])
+    assert set(np.unique(labels_of((0, 0)))) == {0, 255}
+
+
+def test_broken_pictures_are_all_named_before_work(photos, tmp_path):
+    root = tmp_path / "photos"
+    shutil.copytree(photos, root)
+    picture = root / "JPEGImages" / "1.jpg"
+    picture.write_bytes(picture.read_bytes()[:-200])
+    write_labels(root / "Annotations" / "2.png", np.ones((5, 5), np.uint8))
+    with pytest.raises(UserError) as told:
+        find_pictures(root, "auto", [])
+    assert "1.jpg: the file is cut short" in str(told.value) and "2.jpg: the picture is" in str(told.value)
 
 
 def test_a_video_that_training_cannot_use_is_said(data, tmp_path):

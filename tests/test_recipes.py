@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from common.errors import UserError
 from configs import load_config, model_config_path, model_names
 from models import build_network
 from models.noise import SampleNoise
@@ -27,6 +28,19 @@ def test_recipe_and_its_stages_load(name):
     for config in configs:
         check(config)
         assert config.train.batch == 4
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("train: {lr: 0.5}\nseed: 1\ntrain: {batch: 2}\n", "the key 'train' occurs twice"),
+    ("train: {frames: 3, frames: 9}\n", "the key 'frames' occurs twice"),
+    ("name: 2024-13-45\n", "month must be in"),
+])
+def test_a_file_that_says_two_things_or_none_is_refused(tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path / "mine.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(tmp_path / "mine.yaml" / "x")
 
 
 def test_the_official_stages_have_the_official_numbers():

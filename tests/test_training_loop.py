@@ -12,7 +12,7 @@ import torch
 
 from common.command import Terminated
 from common.errors import TrainingDiverged, UserError
-from configs import load_config
+from configs import dump_config, load_config
 from datasets.mixture import Mixture, batches
 from models import build_network, load_state, load_weights
 from models.encoders import PaddedSwinBlock
@@ -25,7 +25,7 @@ from training.checkpoints import checkpoints, load_newest, save_checkpoint
 from training.clip_model import ClipModel
 from training.optimiser import Average
 from training.run_folder import Journal, reopened, settle
-from training.validation import _scores
+from training.validation import _scores, validation_root
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +152,16 @@ def test_a_run_begun_in_float32_for_want_of_fp16_goes_on_in_fp16_elsewhere(data,
     monkeypatch.setattr("models.precision.computes_in", lambda *_: True)
     quick_run(tmp_path / "run", resume=True, settings=["train.stop_at=4"])
     assert newest(tmp_path / "run")["scaler"]["scale"] > 1
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_run_with_a_stale_local_memory_resumes_bit_for_bit(data, tmp_path, stop):
+    settings = ("train.stale_local=0.5", "train.frames=4", "train.lr=0.01", "train.validate_split=none",
+                "train.feed_predictions_from=0")
+    quick_run(tmp_path / "one", tiny(data, *settings))
+    quick_run(tmp_path / "two", tiny(data, *settings, f"train.stop_at={stop}"))
+    quick_run(tmp_path / "two", resume=True)
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
 
 
 def test_a_run_with_muon_resumes_bit_for_bit_with_its_momentum(data, tmp_path):
@@ -301,6 +311,28 @@ def test_an_object_without_a_scored_frame_leaves_the_validation_its_number(tmp_p
     assert _scores(load_config(), found, tmp_path) == {"J&F": 60, "J": 50, "F": 70}
 
 
+def test_a_validation_in_which_nothing_can_be_scored_is_no_zero(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.evaluator.evaluate",
+                        lambda *_, **__: SimpleNamespace(scores={"objects": []}, jf=float("nan")))
+    monkeypatch.setattr("evaluation.outputs.write", lambda *_: None)
+    found = SimpleNamespace(root=tmp_path, split="val")
+    assert all(value != value for value in _scores(load_config(), found, tmp_path).values())
+
+
+def test_a_file_that_breaks_in_mid_run_costs_no_step(data, tmp_path, monkeypatch):
+    sample = Mixture._sample
+
+    def broken(self, number):
+        if number >= 4:  # of the third step
+            raise UserError("x.jpg: cut short")
+        return sample(self, number)
+
+    monkeypatch.setattr(Mixture, "_sample", broken)
+    with pytest.raises(UserError, match="cut short"):
+        quick_run(tmp_path / "run", tiny(data))
+    assert newest(tmp_path / "run")["step"] == 2
+
+
 def test_a_resumed_run_needs_its_start_weights_no_more(whole, data, tmp_path):
     start = tmp_path / "start.safetensors"
     start.write_bytes((whole / "weights.safetensors").read_bytes())
@@ -314,6 +346,12 @@ def test_a_missing_validation_set_is_found_before_the_first_step(data, tmp_path)
     with pytest.raises(UserError, match="nowhere"):
         quick_run(tmp_path / "run", tiny(data, f"train.validate_root={tmp_path}/nowhere"))
     assert not checkpoints(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match="has no split 'vall'"):
+        quick_run(tmp_path / "asked", tiny(data, "train.validate_every=2", "train.validate_split=vall"))
+    said: list[str] = []
+    quick_run(tmp_path / "unasked", tiny(data, "train.validate_split=vall", "train.stop_at=1"), say=said.append)
+    assert any("no validation" in line for line in said) and any("after step 1 of 4" in line for line in said)
+    assert validation_root(tiny(data, "train.validate_split=valid")) == data
 
 
 def test_a_stop_request_writes_a_checkpoint(data, tmp_path):
@@ -368,10 +406,15 @@ def test_an_encoder_that_neither_knows_nor_learns_is_said(data, tmp_path):
 
 def test_a_start_that_a_mistake_ended_is_no_run(data, tmp_path):
     """Before the first step nothing can be lost: the command, put right, begins anew."""
+    stages = (tmp_path / "run" / "stages" / "1_old", tmp_path / "run" / "stages" / "notes")
     for name in ("run", "resumed"):
         with pytest.raises(UserError, match=r"train\.crop: 64"):
             quick_run(tmp_path / name, tiny(data, "train.crop=64"))
+    for stage in stages:
+        stage.mkdir(parents=True)
+    (stages[0] / "config.yaml").write_text(dump_config(tiny(data)))
     quick_run(tmp_path / "run", tiny(data))
+    assert not stages[0].exists() and stages[1].exists()
     with pytest.raises(UserError, match=r"train\.crop: 64"):
         quick_run(tmp_path / "resumed", tiny(data), resume=True)  # the folder's own settings hold
     quick_run(tmp_path / "resumed", tiny(data), resume=True, settings=["train.crop=65"])  # as a script that goes on
@@ -388,6 +431,9 @@ def _umask() -> int:
 @pytest.mark.parametrize(("setting", "message"), [
     ("train.crop=64", "train.crop: 64 is not 16 k"),
     ("train.accumulate=3", "do not divide"),
+    ("train.lr=1e-6", r"train\.lr_min: .*above train\.lr"),
+    ("train.scales=[1.3, 0.7]", r"train\.scales: .*smaller one first"),
+    ("train.hard_ratio=0", r"train\.hard_ratio"),
     ("data.root=null", "data.root: not set"),
 ])
 def test_settings_that_cannot_work_are_named(data, tmp_path, setting, message):
@@ -439,6 +485,41 @@ def test_a_stop_in_a_file_holds_for_the_run_that_begins(tmp_path):
     assert reopened(tmp_path / "run", resume=False).train.stop_at == 3
     assert reopened(tmp_path / "run").train.stop_at is None
     assert reopened(tmp_path / "run", settings=["train.stop_at=5"]).train.stop_at == 5
+
+
+def test_a_stage_that_stops_early_hands_its_weights_on(data, tmp_path):
+    (tmp_path / "first.yaml").write_text("name: first\ntrain: {stop_at: 1}\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "inherited.yaml").write_text("name: second\ntrain: {after: first.yaml}\n")
+    (tmp_path / "sub" / "second.yaml").write_text("base: ../inherited.yaml\n")
+    settings = [text for text in SETTINGS if not text.startswith("name=")]
+    settings += [f"data.root={data}", "train.steps=2", "train.validate_split=none"]
+    run = tmp_path / "run"
+    done = subprocess.run([sys.executable, "train.py", "--config", str(tmp_path / "sub" / "second.yaml"), *settings,
+                           "--device", "cpu", "--output", str(run)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [step for step, _ in lines(run / "stages" / "1_first", "loss")] == [1]
+    assert [step for step, _ in lines(run, "loss")] == [1, 2]
+    assert "step 1 of 2" in done.stderr and chain(run / "config.yaml", [])[0] == load_config(run / "config.yaml")
+
+
+def test_a_mistake_in_a_later_stage_is_found_before_the_first_begins(data, tmp_path):
+    (tmp_path / "first.yaml").write_text("name: first\n")
+    (tmp_path / "second.yaml").write_text("train: {after: first.yaml}\n"
+                                          "data: {sources: [{root: nowhere}, {root: nor}]}\n")
+    settings = [text for text in SETTINGS if not text.startswith("name=")]
+    done = subprocess.run([sys.executable, "train.py", "--config", str(tmp_path / "second.yaml"), *settings,
+                           f"data.root={data}", "--output", str(tmp_path / "run"), "--device", "cpu"],
+                          cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert "nowhere: no such folder" in done.stderr and "nor: no such folder" in done.stderr
+
+
+def test_a_file_of_ones_own_is_not_replaced(data, tmp_path):
+    (tmp_path / "config.yaml").write_text("# my recipe\nname: mine\n")
+    with pytest.raises(UserError, match="is no training run's"):
+        quick_run(tmp_path, tiny(data))
+    assert (tmp_path / "config.yaml").read_text().startswith("# my recipe")
 
 
 def test_a_chain_that_leads_back_is_refused(tmp_path):

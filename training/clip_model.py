@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +11,8 @@ from models import Network
 from models.encoders import FoldedEncoder
 from models.preprocess import normalise
 from training.losses import frame_loss, hard_share, reference_weight
+
+_STALE = 1 << 41  # no sample: keeps the numbers of this choice apart from those of the samples
 
 
 class ClipModel(nn.Module):
@@ -24,7 +27,7 @@ class ClipModel(nn.Module):
         super().__init__()
         self.network = network
         self.encoder = FoldedEncoder(network.encoder)
-        self.settings = config.train
+        self.settings, self.seed = config.train, config.seed
         self.memory = config.memory.model_copy(
             update={"gap": config.train.memory_gap, "global_interval": config.train.global_interval})
 
@@ -56,7 +59,8 @@ class ClipModel(nn.Module):
             return frame_loss(logits, masks[index], objects, share)
 
         state = network.start(features[0], masks[0], objects, self.memory, slots, own_predictions)
-        stale = train.stale_local > 0 and float(torch.rand(())) < train.stale_local  # on the host, alike on all ranks
+        # Of the step alone, so alike for all its micro-batches, on all ranks, and after a resumption.
+        stale = np.random.default_rng([self.seed, step, _STALE]).random() < train.stale_local
         references = 2 if train.previous_frame_reference else 1
         reference_losses, losses, predictions = [], [], []
         for index in range(count):

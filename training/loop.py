@@ -30,17 +30,20 @@ from training.optimiser import Average, build_optimiser, set_learning_rate
 from training.run_folder import Journal, save_batch
 from training.validation import validate, validation_root, validation_videos
 
+REMEDY = ("begin another run, with --output, a lower train.lr or train.amp=none, and train.weights=CHECKPOINT to start "
+          "from its weights")
 MEASURED = ("loss", "gradient", "seconds", "data_seconds")  # of each step; their means are written
 
 
 def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] = lambda: False,
-          say: Callable[[str], None] = lambda line: None) -> dict[str, Any] | None:
+          say: Callable[[str], None] = lambda line: None, hands_on: bool = False) -> dict[str, Any] | None:
     """Train until ``train.steps``, or ``train.stop_at``, from the newest checkpoint of ``run`` if it has one.
 
     Args:
         config: the run's configuration; run: its folder (only the first rank writes there).
         stopped: asked after every step, and every frame of a validation; True: leave a checkpoint, raise Terminated.
         say: gets lines for people.
+        hands_on: whether RUN/weights.safetensors is written at an early ``train.stop_at``, too: another stage follows.
     Returns:
         the last validation's scores on the first rank, None if there was none. Once all steps are done
         RUN/weights.safetensors holds the averaged weights.
@@ -49,6 +52,7 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
     """
     settings, device = config.train, ranks.device
     last = min(settings.stop_at or settings.steps, settings.steps)
+    enough = last if hands_on else settings.steps
     check(config, ranks.count)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses; read at its first use
@@ -58,6 +62,9 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
     mixture = Mixture(config)
     for note in (note for source in mixture.sources for note in source.notes):
         say(f"note: {note}")
+    if settings.validate_split != "none" and validation_root(config) is None:
+        say(f"note: no validation: {config.data.root or 'data.root'} has no split '{settings.validate_split}' "
+            "(train.validate_root names another folder, train.validate_split=none asks for none)")
 
     checkpoint, problems = load_newest(run / "checkpoints")
     for problem in problems:
@@ -129,7 +136,11 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
             waited, parts, losses = 0.0, [], []
             for part in range(settings.accumulate):
                 asked = time.perf_counter()
-                batch = next(loader).to(device)
+                try:
+                    batch = next(loader).to(device)
+                except UserError:  # a file that cannot be used costs no step that was done
+                    save()
+                    raise
                 waited += time.perf_counter() - asked
                 between = part < settings.accumulate - 1 and ranks.count > 1
                 with model.no_sync() if between else nullcontext():
@@ -151,12 +162,11 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
             if not math.isfinite(loss):
                 raise TrainingDiverged(f"{run}: the loss of step {step} is {loss}; its batch is kept in "
                                        f"{run}/diverged_step_{step:07d}_rank_*.pt, and the last checkpoint is from "
-                                       "before: lower train.lr, or set train.amp=none")
+                                       f"before; {REMEDY}")
             if not scaler.is_enabled() and not math.isfinite(norm):  # the scaler leaves out such steps itself
                 path = save_batch(run, step, ranks.rank, batch)
                 raise TrainingDiverged(f"{run}: the gradient of step {step} is not finite; its batch is kept in "
-                                       f"{path}, and the last checkpoint is from before: lower train.lr, or "
-                                       "set train.amp=none")
+                                       f"{path}, and the last checkpoint is from before; {REMEDY}")
             scaler.step(optimiser)
             scaler.update()
             optimiser.zero_grad(set_to_none=True)
@@ -175,7 +185,7 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
                 save()  # before validation, too, which takes its time and is not stopped
             if stop:
                 raise Terminated(f"terminated after step {step}, which {run / 'checkpoints'} holds; --resume goes on")
-            if step == settings.steps:
+            if step == enough:
                 hand_on()  # before validation: whatever happens there, the run has its weights
             if validates():
                 scores = score() or scores
@@ -184,8 +194,11 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
 
     if journal:
         journal.close()
-    if step == settings.steps and not (run / "weights.safetensors").is_file():
+    if step == enough and not (run / "weights.safetensors").is_file():
         hand_on()
+    if step < settings.steps:
+        say(f"stopped after step {step} of {settings.steps} (train.stop_at)" + ("" if hands_on else
+            "; --resume goes on to the end, and writes the weights"))
     ranks.wait()
     return scores
 
@@ -205,10 +218,16 @@ def check(config: Config, ranks: int = 1) -> None:
     """Refuse settings that cannot work for so many ranks. Raises UserError."""
     clips_at_once(config.train, ranks)
     train, extra = config.train, 1 if config.model.align_corners else 0
+    if train.previous_frame_reference and train.frames < 3:
+        raise UserError("train.frames: two references (train.previous_frame_reference) leave nothing to predict; "
+                        "choose 3 or more")
     if train.crop % 16 != extra:
         sizes = train.crop // 16 * 16 + extra
         raise UserError(f"train.crop: {train.crop} is not 16 k{' + 1' if extra else ''}, which this model needs; "
                         f"choose {sizes}")
     root = validation_root(config)
+    if root is None and train.validate_every and train.validate_split != "none":
+        raise UserError(f"train.validate_every: {config.data.root or 'data.root'} has no split "
+                        f"'{train.validate_split}'; name a folder that has it (train.validate_root), or set it to 0")
     if root and (problems := check_videos(validation_videos(config, root))):
         raise UserErrors(problems)

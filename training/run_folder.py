@@ -48,24 +48,29 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
     if begun:
         raise UserError(f"{run}: holds a run already; continue it with --resume, or choose another --output")
     check_output_folder(run, [source.root for config in configs for source in all_sources(config)])
-    if file.exists():
-        shutil.rmtree(run / "stages", ignore_errors=True)  # a mistake ended that start before its first step
+    if file.exists():  # a mistake ended that start before its first step, or it is somebody's own file
+        if file.read_text(encoding="utf-8") != dump_config(load_config(file)):
+            raise UserError(f"{file}: is no training run's, which would replace it; choose another --output")
+        for part in parts(run)[:-1]:
+            shutil.rmtree(part)
     earlier = None
     for number, config in enumerate(configs, 1):
         part = run if config is configs[-1] else run / "stages" / f"{number}_{config.name}"
         if earlier is not None:
-            config.train.weights = str(earlier / "weights.safetensors")
+            config.train.weights, config.train.after = str(earlier / "weights.safetensors"), None
         write_text(part / "config.yaml", dump_config(config))
         earlier = part
 
 
 def parts(run: Path) -> list[Path]:
     """The folders of a run's stages in order, its own last."""
-    return [*sorted((run / "stages").glob("*"), key=lambda part: int(part.name.split("_")[0])), run]
+    found = [file.parent for file in (run / "stages").glob("[0-9]*_*/config.yaml")]
+    return [*sorted(found, key=lambda part: int(part.name.split("_")[0])), run]
 
 
 def reopened(part: Path, resume: bool = True, settings: list[str] | None = None) -> Config:
-    """The configuration in a run's folder; where the run is resumed, with the stop of ``settings``, else with none."""
+    """The configuration in a run's folder; where the run is resumed, with the stop of ``settings``, else with none.
+    (A stage before the last keeps its own: ``resume`` is false there.)"""
     stop = [text for text in settings or [] if text.startswith("train.stop_at=")]
     return load_config(part / "config.yaml", (stop or ["train.stop_at=null"]) if resume else [])
 
@@ -92,8 +97,12 @@ class Journal:
 
         JSON knows no NaN: what is not finite (the gradient of a half-precision step that overflowed) is null there.
         """
-        with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, **_finite(values)}, allow_nan=False) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"step": step, **_finite(values)}, allow_nan=False) + "\n")
+        except OSError as error:
+            error.filename = error.filename or str(self.path)
+            raise
         for name, value in values.items():
             for key, number in ((f"{name}/{part}", one) for part, one in value.items()) \
                     if isinstance(value, dict) else [(name, value)]:

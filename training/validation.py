@@ -13,7 +13,7 @@ from torch import Tensor
 from common.command import Terminated
 from common.ranks import Ranks
 from configs import Config
-from datasets.records import Video, VideoSet, list_splits, open_videos
+from datasets.records import VALIDATION_SPLITS, Video, VideoSet, list_splits, open_videos
 from inference.predictor import Predictor
 from inference.results import Outputs
 from inference.runner import run_videos
@@ -26,7 +26,8 @@ def validation_root(config: Config) -> Path | None:
     train, root = config.train, config.data.root
     if train.validate_root is not None:
         return Path(train.validate_root)
-    names = {"val", "valid", "validation"} if train.validate_split == "val" else {train.validate_split}
+    split = train.validate_split.lower()
+    names = {split, *(VALIDATION_SPLITS if split in VALIDATION_SPLITS else ())}
     has_it = root is not None and names & {name.lower() for name in list_splits(root)}
     return Path(root) if has_it else None
 
@@ -50,7 +51,8 @@ def validate(config: Config, weights: dict[str, Tensor], folder: Path, ranks: Ra
         stopped: asked before every frame; True: leave with Terminated.
     Returns:
         percentages: ``J&F`` (of the protocol; LVOS: the mean of seen and unseen objects, where both occur),
-        ``J``, ``F`` (means over objects), on the first rank; None on the others, and where there is no split.
+        ``J``, ``F`` (means over objects; NaN where no frame can be scored), on the first rank; None on the others, and
+        where there is no split.
     """
     root = validation_root(config)
     if root is None:
@@ -94,6 +96,7 @@ def _scores(config: Config, found: VideoSet, folder: Path) -> dict[str, float]:
     write(evaluation, folder / "scores")
     objects: list[dict[str, Any]] = evaluation.scores["objects"]
     scored = [one for one in objects if not math.isnan(one["J-Mean"])]  # one seen in no scored frame has no score
-    means = {name: sum(one[f"{name}-Mean"] for one in scored) / max(len(scored), 1) for name in ("J", "F")}
+    means = {name: sum(one[f"{name}-Mean"] for one in scored) / len(scored) if scored else math.nan
+             for name in ("J", "F")}
     balanced = (means["J"] + means["F"]) / 2 if math.isnan(evaluation.jf) else evaluation.jf
     return {name: round(100 * value, 2) for name, value in {"J&F": balanced, **means}.items()}
