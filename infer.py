@@ -64,8 +64,9 @@ def infer(arguments: argparse.Namespace, ranks: Ranks) -> None:
     costs = ranks.gather(cost)
     if ranks.first:
         summary = summarise(outputs, own, config, ranks.device, costs)
+        alone = summary["model_frames_per_second"]
         print(f"{count_of(waiting)} segmented; all of {outputs.folder}: {summary['frames']} frames, "
-              f"{summary['model_frames_per_second']} frames/s the model alone, {summary['frames_per_second']} the "
+              f"{f'{alone} frames/s the model alone, ' if alone else ''}{summary['frames_per_second']} frames/s the "
               f"whole, peak memory {summary['peak_bytes'] / 2**20:.0f} MiB")
         for source in sources:
             if (made := read_record(outputs, source.name)) and made["frames"] < len(source):
@@ -111,7 +112,7 @@ def parse() -> argparse.Namespace:
     what.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     where = parser.add_argument_group("the videos")
     where.add_argument("--data", help="root of a data set (LVOS, DAVIS, YouTube-VOS, MOSE, or plain folders)")
-    where.add_argument("--split", default="val", help="val, test or train (default val)")
+    where.add_argument("--split", help="val, test or train (default val)")
     where.add_argument("--videos", help="only these, separated by commas")
     where.add_argument("--video", help="your own video: a film, or a folder of frames")
     where.add_argument("--mask", action="append", default=[], metavar="[FRAME:]PNG",
@@ -130,6 +131,16 @@ def parse() -> argparse.Namespace:
         raise UserError("--mask: your own video needs the mask of a frame; give --mask first.png")
     if arguments.data and arguments.mask:
         raise UserError("--mask: goes with --video; the masks of a data set are in its Annotations")
+    for option in ("split", "videos"):
+        if arguments.video and getattr(arguments, option) is not None:
+            raise UserError(f"--{option}: goes with --data; a video of your own is one")
+    for text in arguments.settings:
+        key = text.partition("=")[0]
+        if key in ("data.root", "data.split"):
+            raise UserError(f"{key}: is of training; say --data or --split")
+        if arguments.video and key.startswith("data."):
+            raise UserError(f"{key}: goes with --data; a video of your own has no data root")
+    arguments.split = arguments.split or "val"
     return arguments
 
 

@@ -51,6 +51,14 @@ def run(main: Callable[[], None]) -> NoReturn:
                   "then run the same command again (a training that has begun: with --resume)", file=sys.stderr)
             sys.exit(2)
         raise
+    except (MemoryError, RuntimeError) as error:
+        kinds = ("MemoryError", "OutOfMemoryError")  # the second is torch's, which is not imported here
+        if type(error).__name__ not in kinds and "can't allocate memory" not in str(error):
+            raise
+        print(f"error: out of memory ({' '.join(str(error).split())[:120]}); segmenting: a bounded memory.policy, a "
+              "smaller inference.long_edge, fewer inference.streams, inference.amp; training: more train.accumulate, a "
+              "smaller train.crop, train.amp", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -14,9 +14,11 @@ import numpy as np
 
 from common.errors import UserError, UserErrors, nearest
 from datasets.check import check_images
-from datasets.headers import image_size
+from datasets.headers import image_size, read_header
 from datasets.readers import IGNORE, read_image, read_labels, white_as_object
 from datasets.records import IMAGE_SUFFIXES, name_order
+
+MOST_SHADES = 20  # objects in a grey mask; with more it is a drawing with soft edges
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,9 @@ class OwnVideo:
                 hint = shorten(nearest(frame, self._files), 160, placeholder=" ...") if len(self._files) < 2000 else ""
                 raise UserError(f"--mask {mask}: {self.path} has no frame '{frame}'; {hint}")
             return frame, Path(file)
-        if not frame.isdigit():
+        if not frame.isdecimal():
             raise UserError(f"--mask {mask}: '{frame}' is no frame of a film; give its index, counted from 0")
-        if self._length and int(frame) >= self._length:
+        if self._length and int(frame) >= 1.1 * self._length + 10:  # what a film announces may be an estimate
             raise UserError(f"--mask {mask}: {self.path} has {self._length} frames, counted from 0")
         return f"{int(frame):08d}", Path(file)
 
@@ -130,6 +132,10 @@ def object_mask(path: Path) -> np.ndarray:
     if void > objects:
         raise UserError(f"{path}: most of what is painted is 255, beside smaller values, as where a white object has "
                         "soft edges; make the mask 0 and 255 alone, or give each object an id (1, 2, ...)")
+    ids = np.unique(labels)
+    if len(ids) - 1 > MOST_SHADES and read_header(path).mode == "greyscale":
+        raise UserError(f"{path}: {len(ids) - 1} shades of grey, each of which would be an object, as where a drawing "
+                        "has soft edges; paint each object with one id (1, 2, ...), or make the mask 0 and 255 alone")
     return np.where(labels == IGNORE, 0, labels).astype(np.uint8)
 
 

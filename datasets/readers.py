@@ -29,10 +29,14 @@ DAVIS_PALETTE = _davis_palette()  # 768 numbers: R, G, B of 256 indices
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image as (H, W, 3) uint8 RGB. UserError for a missing, corrupt or truncated file."""
+    """Read an image as (H, W, 3) uint8 RGB. UserError for a missing, corrupt or truncated file.
+
+    A JPEG is turned as its EXIF says, a PNG never is (versions of OpenCV differ there, and masks are PNG, too).
+    """
     path = Path(path)
     data = _bytes(path, "image")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    flags = cv2.IMREAD_COLOR if data[:2] == b"\xff\xd8" else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:
         raise UserError(f"{path}: not a readable image; restore or remove the file")
     # OpenCV fills the missing rows of a JPEG file that was cut short with grey and says nothing.

@@ -23,11 +23,11 @@ def write(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    stale: set[Path] = set()
     if (folder / "scores.json").is_file():
         for pattern in ("global_results-*.csv", "per-sequence_results-*.csv", "frames.csv", "analysis_*.csv",
-                        "report.html", "scores.json"):
-            for stale in folder.glob(pattern):
-                stale.unlink()
+                        "report.html"):
+            stale |= set(folder.glob(pattern))
     name = evaluation.plan.set_name
     texts = {f"global_results-{name}.csv": global_csv(evaluation),
              f"per-sequence_results-{name}.csv": sequence_csv(evaluation),
@@ -38,6 +38,8 @@ def write(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     for file, text in texts.items():
         write_text(folder / file, text)
     write_json(folder / "scores.json", evaluation.scores)
+    for file in stale - {folder / file for file in texts}:
+        file.unlink()
     return [folder / "scores.json", *(folder / file for file in texts)]
 
 

@@ -23,7 +23,7 @@ from models.identity import IDENTITIES, token_means
 from models.memory import Evidence, State
 from models.memory.bank import map_tensors
 from models.memory.inspection import Note, Watch
-from models.precision import autocast_type, ready
+from models.precision import autocast_type, precise, ready
 from models.preprocess import input_size, prepare_frame, resize_labels
 
 Picture = TypeVar("Picture", np.ndarray, Tensor)
@@ -213,7 +213,7 @@ class Predictor:
         for view in self._views:
             features = self.network.encode(self._look(frame, view))
             memory = [self._segment_group(features, state) for state in view.states]
-            logits = [self.network.upsample(group, self._size) for _, group in memory]
+            logits = [self.network.upsample(precise(group), self._size) for _, group in memory]
             if view.flip:
                 logits = [group.flip(-1) for group in logits]
             if len(self._views) == 1 and len(logits) == 1 and not self.keep_probabilities:
@@ -243,7 +243,7 @@ class Predictor:
             def body(pixels: Tensor, state: State, attend) -> Outcome:
                 features = self.network.encode(self._look(pixels, view))
                 logits, tokens = self.network.segment(features, state, attend)
-                labels = self.network.upsample(logits, self._size).argmax(1).to(torch.uint8)
+                labels = self.network.upsample(precise(logits), self._size).argmax(1).to(torch.uint8)
                 own = self._to_view(labels, view)
                 return Outcome(labels, own, tokens, self.network.fuse(tokens, own, state), logits)
 

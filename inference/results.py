@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,12 +105,14 @@ def claim(outputs: Outputs, own: dict[str, Any]) -> None:
             other = json.loads(outputs.run.read_text())["identity"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{outputs.run}: is no record of infer.py; choose another --output") from error
-        if other != own:
+        begun = any(True for kind in ("masks", "videos") for _ in (folder / kind).glob("**/*.*"))
+        if other != own and begun:
             raise UserError(f"{folder}: was made with {_difference(other, own)}; choose another --output, or delete it")
+        if other == own:
+            return
     elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{folder}: is not empty and no output of infer.py; choose another --output")
-    else:
-        write_json(outputs.run, {"identity": own})
+    write_json(outputs.run, {"identity": own})
 
 
 def _difference(other: dict[str, Any], own: dict[str, Any]) -> str:
@@ -197,6 +200,23 @@ def discard(outputs: Outputs, video: str) -> None:
         path.unlink(missing_ok=True)
 
 
+def beside(outputs: Outputs, video: str) -> Outputs:
+    """Where a video that is finished is made anew, so that a stop in between takes nothing away."""
+    return replace(outputs, folder=outputs.folder / ".remade" / video)
+
+
+def take_over(made: Outputs, outputs: Outputs, video: str) -> None:
+    """Put what was made :func:`beside` in the place of what the video had."""
+    discard(outputs, video)
+    for kind in (Outputs.masks_of, Outputs.scores_of, Outputs.overlays_of, Outputs.film, Outputs.log):
+        if kind(made, video).exists():
+            kind(outputs, video).parent.mkdir(parents=True, exist_ok=True)
+            kind(made, video).replace(kind(outputs, video))
+    shutil.rmtree(made.folder)
+    with suppress(OSError):  # others are being made there
+        made.folder.parent.rmdir()
+
+
 # What it cost.
 
 
@@ -217,8 +237,8 @@ def summarise(outputs: Outputs, own: dict[str, Any], config: Config, device: tor
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "arithmetic": str(autocast_type(config.inference.amp, device) or torch.float32).removeprefix("torch."),
         "frames": sum(record["frames"] for record in records),
-        "model_frames_per_second": _rate(sum(record["frames"] for record in records),
-                                         sum(record["model_seconds"] for record in records)),
+        "model_frames_per_second": None if config.inference.streams > 1 else _rate(  # several at once overlap
+            sum(record["frames"] for record in records), sum(record["model_seconds"] for record in records)),
         # By the clock, of what this run did; where all was finished before, by the videos' own times.
         "frames_per_second": _rate(sum(cost.frames for cost in costs), max(cost.seconds for cost in costs))
         or _rate(sum(record["frames"] for record in records), sum(record["seconds"] for record in records)),

@@ -23,7 +23,7 @@ from configs import Config
 from datasets.readers import write_labels
 from inference.lanes import Lane
 from inference.predictor import Picture, Predictor
-from inference.results import Cost, Outputs, discard, with_earlier
+from inference.results import Cost, Outputs, beside, discard, read_record, take_over, with_earlier
 from inference.sources import Frame, Source, decode_ahead
 from inference.writer import Overlays, Writer, probabilities_to_write, write_scores
 from models import FAMILIES
@@ -56,12 +56,16 @@ def run_videos(predictor: Predictor, sources: Sequence[Source], outputs: Outputs
 
         def work(source: Source) -> None:
             wanted = with_earlier(outputs, source.name)
-            discard(outputs, source.name)
+            anew = read_record(outputs, source.name) is not None
+            made = beside(wanted, source.name) if anew else wanted
+            discard(made, source.name)
             own, lane = free.get()
             try:
-                record = segment_video(own, source, wanted, advance, lane)
+                record = segment_video(own, source, made, advance, lane)
             finally:
                 free.put((own, lane))
+            if anew:
+                take_over(made, outputs, source.name)
             write_json(outputs.record(source.name), record)
 
         if streams == 1:
@@ -126,7 +130,7 @@ def segment_video(predictor: Predictor, source: Source, outputs: Outputs,
                             "folders of the video")
         if not predictor.finite():
             raise UserError(f"{source.name}: the network's outputs are no numbers (NaN or infinite); set "
-                            "inference.amp=none, or bf16 in place of fp16")
+                            "inference.amp=none, or bf16 in place of fp16, and another --output")
         if films and film_writer:
             film_writer.put(films.finish)
         model_seconds = lane.seconds()

@@ -22,6 +22,7 @@ BEHIND = 8  # files that may wait to be written; bounds the memory
 OPACITY = 0.45  # of the objects' colours in overlays
 QUALITY = 90  # of the JPEG pictures
 FILM_RATE = 6.0  # frames/s of an overlay film where the source has no rate: LVOS is annotated at 6 a second
+FASTEST = 600.0  # frames/s of an overlay film
 
 
 class Writer:
@@ -118,7 +119,8 @@ class Overlays:
 
     def __init__(self, folder: Path, film: Path, rate: float | None):
         """rate: frames/s; None: that of LVOS's annotations."""
-        self.folder, self.film, self.rate = folder, film, rate or FILM_RATE
+        self.folder, self.film = folder, film
+        self.rate = min(round(rate or FILM_RATE, 2), FASTEST)  # MPEG-4 counts time in fractions of at most 1 / 65535 s
         self._part = film_part(film)
         self._writer: cv2.VideoWriter | None = None
         self._count = 0

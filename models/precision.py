@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from common.errors import UserError
 
@@ -38,6 +39,11 @@ def computes_in(wanted: torch.dtype, device: torch.device) -> bool:
     supported = {torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
                  torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported}
     return supported[wanted]()
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """At least float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def ready(device: torch.device) -> None:

@@ -100,7 +100,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(isinstance(key, str) and isinstance(value, Tensor)
+                                                 for key, value in content.items()):
         raise UserError(f"{path}: holds no table of tensors; expected a state dict, plain or under 'state_dict'")
     tensors = {key.removeprefix("module."): value for key, value in content.items()}
     return tensors, inside if isinstance(inside, str) else None

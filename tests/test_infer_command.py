@@ -18,10 +18,11 @@ import torch
 
 import infer as entry
 from common.command import run
+from common.errors import UserError
 from configs import load_config, model_config_path
 from datasets.readers import read_labels, write_labels
 from inference.results import Outputs, discard
-from inference.writer import PALETTE, overlay
+from inference.writer import PALETTE, Overlays, overlay
 from models import build_network, save_weights
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -203,7 +204,8 @@ def call(monkeypatch, *arguments: object) -> tuple[int, str]:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*") if path.name != "run.json"}
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")
+            if path.is_file() and path.name != "run.json"}
 
 
 @pytest.mark.parametrize("changed", ["JPEGImages/a/00002.jpg", "Annotations/a/00000.png"])
@@ -241,6 +243,54 @@ def test_what_a_video_had_before_it_is_made_anew_it_has_again(weights, tmp_path,
     after = contents(out)
     assert all(after[name] == before[name] for name in before if name.parts[0] in ("masks", "scores"))
     assert {name.parts[0] for name in after} >= {"overlays", "scores", "inspect"}
+
+
+def test_a_stop_while_a_finished_video_is_made_anew_takes_nothing_away(weights, tmp_path, monkeypatch):
+    data, out = make_data(tmp_path / "data", 2), tmp_path / "out"
+    arguments = ("--weights", weights, "--data", data, "--output", out)
+    assert call(monkeypatch, *arguments, "--save-scores")[0] == 0
+    before = contents(out)
+
+    def stopped(*_):
+        raise UserError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("inference.runner._add_picture", stopped)
+        assert call(patched, *arguments, "--overlay")[0] == 2
+    assert {name: data for name, data in contents(out).items() if name.parts[0] != ".remade"} == before
+    assert call(monkeypatch, *arguments, "--overlay")[0] == 0
+    assert {name.parts[0] for name in contents(out)} == {"masks", "scores", "overlays", "videos"}
+
+
+@pytest.mark.parametrize("rate", [119.831, 239.873, 90000.0])
+def test_a_film_of_any_rate_gets_its_overlay(tmp_path, rate):
+    films = Overlays(tmp_path / "a", tmp_path / "a.mp4", rate)
+    films.add("0", np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8))
+    films.finish()
+    assert (tmp_path / "a.mp4").is_file()
+
+
+@pytest.mark.parametrize(("option", "message"), [
+    (("--videos", "a"), "--videos: goes with --data"), (("--split", "val"), "--split: goes with --data"),
+    (("data.objects=first",), "data.objects: goes with --data"), (("data.split=test",), "data.split: is of training"),
+])
+def test_options_of_data_sets_are_refused_for_a_video_of_ones_own(weights, tmp_path, monkeypatch, option, message):
+    status, said = call(monkeypatch, "--weights", weights, "--video", tmp_path, "--mask", tmp_path / "m.png",
+                        "--output", tmp_path / "out", *option)
+    assert status == 2 and message in said
+
+
+def test_want_of_memory_is_said_in_one_line(weights, tmp_path, monkeypatch):
+    class OutOfMemoryError(RuntimeError):
+        """As torch's."""
+
+    def greedy(*_):
+        raise OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("inference.runner.segment_video", greedy)
+    status, said = call(monkeypatch, "--weights", weights, "--data", make_data(tmp_path / "data", 2), "--output",
+                        tmp_path / "out")
+    assert status == 2 and "out of memory" in said and "memory.policy" in said
 
 
 def test_an_overlay_has_a_contour_on_every_side():

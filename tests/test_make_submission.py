@@ -87,6 +87,8 @@ def test_what_the_zip_must_be_called_and_which_objects_no_mask_shows_is_said(dat
 def test_the_meta_says_which_videos_and_ids_there_are(data):
     span = {"frame_range": {"start": 1, "end": 16, "frame_nums": 3}}
     (data / "root/test/test_meta.json").write_text(json.dumps({"videos": {"a": {"objects": {"1": span}}}}))
+    make_submission(data / "pred", data / "root", "test", data / "out.zip")  # 2 is given: it is segmented, not scored
+    write_labels(data / "root/test/Annotations/a" / f"{STEMS[0]}.png", np.minimum(labels(), 1))
     with pytest.raises(UserErrors, match=r"pred/a/00000001\.png: holds 2"):
         make_submission(data / "pred", data / "root", "test", data / "out.zip")
     span = {"1": span, "2": span}

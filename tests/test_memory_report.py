@@ -17,6 +17,7 @@ from tools.memory_report import (
     Held,
     groups_of,
     held_frames,
+    main,
     page,
     read_records,
     runs,
@@ -94,6 +95,14 @@ def test_a_bar_ends_where_its_frame_left(tmp_path):
 
 def test_a_name_from_a_file_is_never_markup(tmp_path):
     assert "<b>" not in page([section(story(), "<b>bird</b>", None, tmp_path)])
+
+
+def test_what_a_killed_run_left_is_no_record(tmp_path, monkeypatch):
+    (tmp_path / "inspect").mkdir()
+    (tmp_path / "inspect" / ".a.77.part.jsonl").write_text("")
+    monkeypatch.setattr("sys.argv", ["memory_report", str(tmp_path)])
+    with pytest.raises(UserError, match=r"no records; run infer\.py"):
+        main()
 
 
 def test_damaged_records_name_file_and_line(tmp_path):

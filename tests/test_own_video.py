@@ -86,6 +86,15 @@ def test_a_white_mask_with_soft_edges_is_refused(folder, tmp_path):
         OwnVideo(folder, [tmp_path / "soft.png"])
 
 
+def test_a_grey_mask_of_many_shades_is_refused(folder, tmp_path):
+    disc = cv2.GaussianBlur(cv2.circle(np.zeros((48, 64), np.uint8), (32, 24), 16, 200, -1), (0, 0), 2)
+    cv2.imwrite(str(tmp_path / "m.png"), disc)
+    with pytest.raises(UserError, match="shades of grey, each of which would be an object"):
+        OwnVideo(folder, [tmp_path / "m.png"])
+    write_labels(tmp_path / "p.png", disc)  # a palette says what it means
+    OwnVideo(folder, [tmp_path / "p.png"])
+
+
 def test_a_mask_among_the_frames_is_no_frame(folder, tmp_path):
     Image.new("RGB", SIZE[::-1]).save(folder / "10.jpg")
     with pytest.raises(UserError, match=r"10\.jpg and 10\.png are one frame, twice"):
@@ -121,7 +130,11 @@ def test_missing_and_unreadable_videos_and_a_video_without_a_mask(folder, tmp_pa
 
 def test_a_mask_past_the_end_of_a_film(film, tmp_path):
     with pytest.raises(UserError, match="6 frames"):
-        OwnVideo(film, [f"6:{mask(tmp_path / 'm.png', 1)}"])
+        OwnVideo(film, [f"17:{mask(tmp_path / 'm.png', 1)}"])
+    with pytest.raises(UserError, match="frame 00000006 lies past the end"):  # announced lengths may be estimates
+        list(OwnVideo(film, [mask(tmp_path / "m.png", 1), f"6:{mask(tmp_path / 'm.png', 1)}"]))
+    with pytest.raises(UserError, match="counted from 0"):
+        OwnVideo(film, [f"²:{tmp_path / 'm.png'}"])
     with pytest.raises(UserError, match="counted from 0"):
         OwnVideo(film, [f"start:{tmp_path / 'm.png'}"])
 

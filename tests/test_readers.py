@@ -234,3 +234,11 @@ def test_only_the_given_pixels_matter(tmp_path):
     assert list(before) == list(after)
     for stem in before:
         np.testing.assert_array_equal(before[stem], after[stem])
+
+
+def test_a_png_is_never_turned(tmp_path):
+    """Versions of OpenCV differ in whether its EXIF turns it; a mask, a PNG too, never is."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (20, 10)).save(tmp_path / "frame.png", exif=exif)
+    assert read_image(tmp_path / "frame.png").shape == (10, 20, 3)

@@ -136,11 +136,11 @@ def _stems_of_ranges(video: Video) -> tuple[str, ...]:
 
 
 def _ids(found: VideoSet, video: Video) -> frozenset[int] | None:
-    """The ids that a video's masks may hold: the meta's, else those of the given masks; None where there are none."""
-    if found.meta is not None:
-        return frozenset(record.id for record in video.objects)
+    """The ids that a video's masks may hold: those of the given masks, and the meta's; None where there are none.
+    (A given id that the meta lacks is segmented, and the official tool takes no notice of it.)"""
     given = given_labels(video, found.objects)
-    return frozenset(int(number) for labels in given.values() for number in np.unique(labels) if number) or None
+    ids = {int(number) for labels in given.values() for number in np.unique(labels) if number}
+    return frozenset(ids | {record.id for record in video.objects}) or None
 
 
 def _size(video: Video) -> tuple[int, int] | None:

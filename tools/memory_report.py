@@ -45,7 +45,7 @@ class Held:
 def main() -> None:
     arguments = parse()
     folder = Path(arguments.run) / "inspect"
-    files = sorted(folder.glob("*.jsonl"))
+    files = sorted(folder.glob("[!.]*.jsonl"))
     if not files:
         raise UserError(f"{folder}: no records; run infer.py with --inspect")
     output = Path(arguments.output) if arguments.output else Path(arguments.run) / "memory_report.html"

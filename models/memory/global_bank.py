@@ -26,6 +26,7 @@ from configs.schema import ModelConfig
 from models.blocks import Entry
 from models.identity import IDENTITIES, one_hot, token_means
 from models.memory.bank import map_tensors
+from models.precision import precise
 
 ELSEWHERE = 1 + IDENTITIES  # the owner of what a frame without any object shows
 OWNERS = 2 + IDENTITIES
@@ -136,14 +137,14 @@ class DenseBank(nn.Module):
             """(B, L) or (B, L, C) as often as there are frames, then the places for what is elsewhere."""
             return torch.cat([*[token] * self.frames, token.new_full((len(token), free, *token.shape[2:]), fill)], 1)
 
-        key, value = (begun(_precise(token)) for token in entry)
+        key, value = (begun(precise(token)) for token in entry)
         owner, count = begun(owns, ELSEWHERE), begun(torch.ones_like(owns, dtype=key.dtype))
         return key, value, owner, torch.zeros_like(owner), count, _areas(owns, torch.ones_like(shares[:, 0]))
 
     def write(self, state: tuple[Tensor, ...], entry: Entry, shares: Tensor,
               certainty: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         old_key, old_value, owner, used, count, area = state
-        key, value = (_precise(token) for token in entry)
+        key, value = (precise(token) for token in entry)
         owns = token_owners(shares)  # (B, L)
         sure = certainty > 0
         if not self.elsewhere:
@@ -236,7 +237,7 @@ class SlotBank(nn.Module):
         self.to_value.weight.data.copy_(halves[1])
 
     def start(self, entry: Entry, shares: Tensor) -> tuple[Tensor, ...]:
-        key = _precise(entry[0])
+        key = precise(entry[0])
         slots = key.new_zeros(key.shape[0], (1 + IDENTITIES) * self.per_owner, 2 * key.shape[-1])
         count, area = slots.new_zeros(slots.shape[:2]), slots.new_zeros(len(slots), 1 + IDENTITIES)
         state, _ = self.write((slots, count, area), entry, shares, torch.ones_like(key[..., 0]))
@@ -245,7 +246,7 @@ class SlotBank(nn.Module):
     def write(self, state: tuple[Tensor, ...], entry: Entry, shares: Tensor,
               certainty: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         slots, count, area = state
-        key, value = (_precise(token) for token in entry)
+        key, value = (precise(token) for token in entry)
         shares = shares.to(key.dtype)
         winner = F.one_hot(shares.argmax(1), OWNERS).transpose(1, 2)  # (B, 12, L)
         owned = (shares * winner)[:, :ELSEWHERE].repeat_interleave(self.per_owner, 1)  # (B, 11 K, L)
@@ -357,11 +358,6 @@ def _sums(tokens: Tensor, places: Tensor, count: int) -> Tensor:
     empty = tokens.new_zeros(batch * count, channels)
     # Not index_add, whose order of summation, and with it the last bit, changes from run to run on a GPU.
     return empty.index_put((rows.flatten(),), tokens.flatten(0, 1), accumulate=True).unflatten(0, (batch, count))
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    """At least float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _normed(tensor: Tensor) -> Tensor:
