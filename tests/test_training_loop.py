@@ -331,6 +331,10 @@ def test_a_file_that_breaks_in_mid_run_costs_no_step(data, tmp_path, monkeypatch
     with pytest.raises(UserError, match="cut short"):
         quick_run(tmp_path / "run", tiny(data))
     assert newest(tmp_path / "run")["step"] == 2
+    monkeypatch.setattr(Mixture, "_sample", lambda self, number: broken(self, 4))
+    with pytest.raises(UserError, match="cut short"):
+        quick_run(tmp_path / "none", tiny(data))
+    assert not (tmp_path / "none" / "checkpoints").exists(), "nothing was begun"
 
 
 def test_a_resumed_run_needs_its_start_weights_no_more(whole, data, tmp_path):

@@ -139,7 +139,8 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
                 try:
                     batch = next(loader).to(device)
                 except UserError:  # a file that cannot be used costs no step that was done
-                    save()
+                    if step:
+                        save()
                     raise
                 waited += time.perf_counter() - asked
                 between = part < settings.accumulate - 1 and ranks.count > 1
