@@ -70,11 +70,13 @@ class _Loader(yaml.SafeLoader):
 
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} occurs twice",
-                                                        node.value[place][0].start_mark)
+        seen: list[Any] = []
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":  # <<: *anchor
+                continue
+            if (name := self.construct_object(key, deep=True)) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} occurs twice", key.start_mark)
+            seen.append(name)
         return super().construct_mapping(node, deep)
 
 

@@ -43,6 +43,12 @@ def test_a_file_that_says_two_things_or_none_is_refused(tmp_path, text, message)
         load_config(tmp_path / "mine.yaml" / "x")
 
 
+def test_a_file_may_merge_what_it_names(tmp_path):
+    (tmp_path / "merged.yaml").write_text("train:\n  <<: {lr: 0.5, batch: 2}\n  batch: 3\n")
+    merged = load_config(tmp_path / "merged.yaml").train
+    assert (merged.lr, merged.batch) == (0.5, 3)
+
+
 def test_the_official_stages_have_the_official_numbers():
     pre, main = chain(REPOSITORY / "configs" / "recipes" / "pre_ytb_dav.yaml", [])
     assert (pre.train.lr, pre.train.weight_decay, pre.train.aux_ratio, pre.train.merge) == (4e-4, 0.03, 0.1, 1.0)
