@@ -1,4 +1,8 @@
-"""Score masks against a data set by the official protocols: ``python evaluate.py --help``."""
+"""Score masks against a data set by the official protocols.
+
+    python evaluate.py --data LVOS_V2 --split val --pred OUT --output SCORES
+    python evaluate.py --data DAVIS --split val --pred OUT --output SCORES --protocol davis2017
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,13 @@ TASKS = ("semi-supervised", "unsupervised_multiple", "unsupervised_single")
 
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="data root; only Annotations and the meta are read, no images")
     parser.add_argument("--split", default="val", help="name of the split (default: val)")
     parser.add_argument("--format", choices=FORMATS, help="the data's layout, instead of the first that fits")
     parser.add_argument("--pred", required=True, help="folder of masks <video>/<frame>.png, or an OUT of infer.py")
+    parser.add_argument("--videos", help="only these, separated by commas: numbers of a part of the split")
     parser.add_argument("--output", required=True, help="folder for scores.json, the CSV tables and report.html")
     parser.add_argument("--task", choices=TASKS, default=TASKS[0])
     parser.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0],
@@ -47,13 +53,15 @@ def main() -> None:
     check_output_folder(chosen.output, [chosen.data, masks if masks.is_dir() else chosen.pred])
     evaluation = evaluate(chosen.data, chosen.pred, chosen.split, protocol=chosen.protocol, task=chosen.task,
                           unseen=chosen.unseen, format=chosen.format, workers=chosen.workers, strict=chosen.strict,
-                          progress=True)
+                          videos=chosen.videos.split(",") if chosen.videos else None, progress=True)
     written = write(evaluation, chosen.output)
     if not chosen.no_report:
         from evaluation.report import write_report
 
         written.append(write_report(evaluation, f"{chosen.output}/report.html"))
     print(*(f"wrote {path}" for path in written), sep="\n")
+    if chosen.videos:
+        print(f"note: the numbers are those of {len(evaluation.plan.videos)} videos of the split")
     print(*audit_lines(evaluation), summary(evaluation), sep="\n")
 
 

@@ -13,6 +13,7 @@ import datetime
 import signal
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from common.allocator import keep_large_blocks
@@ -21,6 +22,7 @@ from common.errors import UserError, attempted
 from common.ranks import joined_ranks
 from configs import Config, load_config
 from datasets.mixture import Mixture
+from models import FAMILIES, load_state
 from training.loop import check, train
 from training.run_folder import parts, reopened, settle
 
@@ -37,7 +39,7 @@ def main() -> None:
         folder = Path(arguments.output or f"runs/{configs[-1].name}")
         if ranks.first:
             if not arguments.resume:  # the first stage looks at its own settings and data when it begins
-                attempted(partial(look, config, ranks.count) for config in configs[1:])
+                attempted(partial(look, config, earlier, ranks.count) for earlier, config in pairwise(configs))
             settle(folder, configs, arguments.resume, arguments.settings)
         ranks.wait()
 
@@ -54,8 +56,10 @@ def main() -> None:
                 print(f"wrote {part}")
 
 
-def look(config: Config, ranks: int) -> None:
+def look(config: Config, earlier: Config, ranks: int) -> None:
     """Find what is wrong with a later stage before the first one begins. Raises UserError(s)."""
+    own, theirs = (FAMILIES[one.model.family](one) for one in (config, earlier))
+    load_state(own, theirs.state_dict(), f"{config.name}, after {earlier.name}")
     weights = config.model.encoder_weights
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"model.encoder_weights: {weights}: no such file; fetch it first")

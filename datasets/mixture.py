@@ -139,7 +139,10 @@ class Mixture(Dataset):
 def all_sources(config: Config) -> list[SourceConfig]:
     """The sources of the mixture, with their whole paths; without a mixture the one that ``data.root`` names."""
     data = config.data
-    if data.sources:
+    if data.sources and data.split != "train":
+        raise UserError(f"data.split: {data.split} is not used beside data.sources; say `split` of the source that it "
+                        "means")
+    if data.sources and (data.root is not None or all(source.root for source in data.sources)):
         return [source.model_copy(update={"root": str(Path(data.root or "") / source.root)}) for source in data.sources]
     if data.root is None:
         raise UserError("data.root: not set; name the data root (data.root=PATH) or a mixture (data.sources)")

@@ -370,3 +370,13 @@ def test_real_predictions_of_davis(shared):
     assert round(100 * found.jf, 1) == 81.2
     assert [(round(100 * item["J-Mean"], 1), round(100 * item["F-Mean"], 1)) for item in found.scores["objects"]] == [
         (94.3, 97.4), (92.8, 91.7), (77.4, 82.9), (62.3, 75.1), (67.1, 71.3)]
+
+
+def test_a_part_of_a_split_is_scored_and_said_to_be_one(root):
+    """What `infer.py --videos` made."""
+    shutil.rmtree(root / "pred" / "HMMe4u2P")
+    command = [sys.executable, "evaluate.py", "--data", str(root), "--pred", str(root / "pred"), "--output",
+               str(root / "scores"), "--workers", "1", "--no-report", "--videos", "seen"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0 and "the numbers are those of 1 videos of the split" in done.stdout, done.stderr
+    assert json.loads((root / "scores" / "scores.json").read_text())["provenance"]["part_of_videos"] == ["seen"]

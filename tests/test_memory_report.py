@@ -101,7 +101,7 @@ def test_what_a_killed_run_left_is_no_record(tmp_path, monkeypatch):
     (tmp_path / "inspect").mkdir()
     (tmp_path / "inspect" / ".a.77.part.jsonl").write_text("")
     monkeypatch.setattr("sys.argv", ["memory_report", str(tmp_path)])
-    with pytest.raises(UserError, match=r"no records; run infer\.py"):
+    with pytest.raises(UserError, match=r"no records of finished videos"):
         main()
 
 

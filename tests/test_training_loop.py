@@ -20,7 +20,7 @@ from models.noise import SampleNoise
 from tests.conftest import REPOSITORY
 from tests.training_helper import SETTINGS, lines, quick_run, small_data, tiny
 from tools.plot_run import hours, page, read_metrics, stages
-from train import chain
+from train import chain, look
 from training.checkpoints import checkpoints, load_newest, save_checkpoint
 from training.clip_model import ClipModel
 from training.optimiser import Average
@@ -305,7 +305,7 @@ def test_an_object_without_a_scored_frame_leaves_the_validation_its_number(tmp_p
     none = float("nan")
     objects = [{"J-Mean": 0.5, "F-Mean": 0.7}, {"J-Mean": none, "F-Mean": none}]
     monkeypatch.setattr("evaluation.evaluator.evaluate",
-                        lambda *_, **__: SimpleNamespace(scores={"objects": objects}, jf=none))
+                        lambda *_, **__: SimpleNamespace(scores={"objects": objects, "global": {}}, jf=none))
     monkeypatch.setattr("evaluation.outputs.write", lambda *_: None)
     found = SimpleNamespace(root=tmp_path, split="val")
     assert _scores(load_config(), found, tmp_path) == {"J&F": 60, "J": 50, "F": 70}
@@ -313,7 +313,7 @@ def test_an_object_without_a_scored_frame_leaves_the_validation_its_number(tmp_p
 
 def test_a_validation_in_which_nothing_can_be_scored_is_no_zero(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.evaluator.evaluate",
-                        lambda *_, **__: SimpleNamespace(scores={"objects": []}, jf=float("nan")))
+                        lambda *_, **__: SimpleNamespace(scores={"objects": [], "global": {}}, jf=float("nan")))
     monkeypatch.setattr("evaluation.outputs.write", lambda *_: None)
     found = SimpleNamespace(root=tmp_path, split="val")
     assert all(value != value for value in _scores(load_config(), found, tmp_path).values())
@@ -445,6 +445,22 @@ def test_settings_that_cannot_work_are_named(data, tmp_path, setting, message):
         quick_run(tmp_path / "run", tiny(data, setting))
 
 
+def test_what_would_be_ignored_beside_sources_is_named(data, tmp_path):
+    with pytest.raises(UserError, match=r"data\.split: trian is not used beside data\.sources"):
+        quick_run(tmp_path / "run", tiny(data, 'data.sources=[{root: ""}]', "data.split=trian"))
+    with pytest.raises(UserError, match=r"data\.root: not set"):
+        quick_run(tmp_path / "run", tiny(data, 'data.sources=[{root: ""}]', "data.root=null", "train.validate_every=2"))
+
+
+def test_the_numbers_of_a_validation_belong_together(tmp_path, monkeypatch):
+    objects = [{"J-Mean": 0.1, "F-Mean": 0.1}]
+    monkeypatch.setattr("evaluation.evaluator.evaluate", lambda *_, **__: SimpleNamespace(
+        scores={"objects": objects, "global": {"J&F": 0.6, "J-Mean": 0.5, "F-Mean": 0.7}}, jf=0.6))
+    monkeypatch.setattr("evaluation.outputs.write", lambda *_: None)
+    found = SimpleNamespace(root=tmp_path, split="val")
+    assert _scores(load_config(), found, tmp_path) == {"J&F": 60, "J": 50, "F": 70}
+
+
 def test_checkpoints_are_pruned_and_run_no_code(tmp_path):
     for step in range(1, 6):
         save_checkpoint(tmp_path, step, {"value": torch.tensor(step)}, keep=2)
@@ -517,6 +533,9 @@ def test_a_mistake_in_a_later_stage_is_found_before_the_first_begins(data, tmp_p
                           cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert "nowhere: no such folder" in done.stderr and "nor: no such folder" in done.stderr
+    with pytest.raises(UserError, match=r"after wide.*do not fit the model"):
+        look(tiny(data), tiny(data, "name=wide", "model.blocks=2"), 1)
+    look(tiny(data, "model.family=ddmemory"), tiny(data), 1)  # what a family adds begins by itself
 
 
 def test_a_file_of_ones_own_is_not_replaced(data, tmp_path):

@@ -47,7 +47,7 @@ def main() -> None:
     folder = Path(arguments.run) / "inspect"
     files = sorted(folder.glob("[!.]*.jsonl"))
     if not files:
-        raise UserError(f"{folder}: no records; run infer.py with --inspect")
+        raise UserError(f"{folder}: no records of finished videos; run infer.py (again) with --inspect")
     output = Path(arguments.output) if arguments.output else Path(arguments.run) / "memory_report.html"
     check_output_file(output)
     if arguments.videos:

@@ -50,8 +50,8 @@ def validate(config: Config, weights: dict[str, Tensor], folder: Path, ranks: Ra
         weights: a complete state dict; folder: gets masks and scores (an earlier validation there is replaced).
         stopped: asked before every frame; True: leave with Terminated.
     Returns:
-        percentages: ``J&F`` (of the protocol; LVOS: the mean of seen and unseen objects, where both occur),
-        ``J``, ``F`` (means over objects; NaN where no frame can be scored), on the first rank; None on the others, and
+        percentages: ``J&F``, ``J``, ``F`` of the protocol (LVOS: the means of seen and unseen objects; where only one
+        kind occurs, means over objects; NaN where no frame can be scored), on the first rank; None on the others, and
         where there is no split.
     """
     root = validation_root(config)
@@ -94,9 +94,12 @@ def _scores(config: Config, found: VideoSet, folder: Path) -> dict[str, float]:
     evaluation = evaluate(found.root, folder, found.split, protocol=protocol, format=_layout(config),
                           unseen=unseen if protocol != "davis2017" and unseen.is_file() else None)
     write(evaluation, folder / "scores")
+    official = evaluation.scores["global"]
+    if not math.isnan(evaluation.jf):
+        return {name: round(100 * official[key], 2) for name, key in (("J&F", "J&F"), ("J", "J-Mean"), ("F", "F-Mean"))}
     objects: list[dict[str, Any]] = evaluation.scores["objects"]
     scored = [one for one in objects if not math.isnan(one["J-Mean"])]  # one seen in no scored frame has no score
     means = {name: sum(one[f"{name}-Mean"] for one in scored) / len(scored) if scored else math.nan
              for name in ("J", "F")}
-    balanced = (means["J"] + means["F"]) / 2 if math.isnan(evaluation.jf) else evaluation.jf
-    return {name: round(100 * value, 2) for name, value in {"J&F": balanced, **means}.items()}
+    means = {"J&F": (means["J"] + means["F"]) / 2, **means}
+    return {name: round(100 * value, 2) for name, value in means.items()}
