@@ -372,11 +372,12 @@ def test_real_predictions_of_davis(shared):
         (94.3, 97.4), (92.8, 91.7), (77.4, 82.9), (62.3, 75.1), (67.1, 71.3)]
 
 
-def test_a_part_of_a_split_is_scored_and_said_to_be_one(root):
+def test_a_part_of_a_split_is_scored_and_said_to_be_one(root, tmp_path_factory):
     """What `infer.py --videos` made."""
+    scores = tmp_path_factory.mktemp("scores")
     shutil.rmtree(root / "pred" / "HMMe4u2P")
     command = [sys.executable, "evaluate.py", "--data", str(root), "--pred", str(root / "pred"), "--output",
-               str(root / "scores"), "--workers", "1", "--no-report", "--videos", "seen"]
+               str(scores), "--workers", "1", "--no-report", "--videos", "seen"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0 and "the numbers are those of 1 videos of the split" in done.stdout, done.stderr
-    assert json.loads((root / "scores" / "scores.json").read_text())["provenance"]["part_of_videos"] == ["seen"]
+    assert json.loads((scores / "scores.json").read_text())["provenance"]["part_of_videos"] == ["seen"]
