@@ -63,8 +63,8 @@ def look(config: Config, earlier: Config, ranks: int) -> None:
     weights = config.model.encoder_weights
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"model.encoder_weights: {weights}: no such file; fetch it first")
-    check(config, ranks)
     Mixture(config)
+    check(config, ranks)
 
 
 def chain(file: Path, settings: list[str], later: tuple[Path, ...] = ()) -> list[Config]:

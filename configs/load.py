@@ -66,8 +66,7 @@ def dump_config(config: Config) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-4 as a number, as people write it (YAML 1.1 wants 1.0e-4)."""
-
+    """Safe YAML that reads 1e-4 as a number, as people write it (YAML 1.1 wants 1.0e-4), and refuses doubled keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: list[Any] = []

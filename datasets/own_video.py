@@ -135,7 +135,8 @@ def object_mask(path: Path) -> np.ndarray:
     ids = np.unique(labels)
     if len(ids) - 1 > MOST_SHADES and read_header(path).mode == "greyscale":
         raise UserError(f"{path}: {len(ids) - 1} shades of grey, each of which would be an object, as where a drawing "
-                        "has soft edges; paint each object with one id (1, 2, ...), or make the mask 0 and 255 alone")
+                        "has soft edges; paint each object with one id (1, 2, ...), make the mask 0 and 255 alone, or, "
+                        "where they are objects indeed, save it as a palette PNG")
     return np.where(labels == IGNORE, 0, labels).astype(np.uint8)
 
 

@@ -21,7 +21,7 @@ __all__ = ["FORMATS", "FrameRange", "ObjectRecord", "Video", "VideoSet", "list_s
 FORMATS = ("davis", "lvos", "youtube", "plain")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_FOLDERS = ("Annotations", "Annotations_convert")  # the second: what LVOS-api's convert tool writes
-VALIDATION_SPLITS = ("val", "valid", "validation")  # one split under three names
+_VALIDATION = ("val", "valid", "validation")  # one split under three names
 
 
 @dataclass(frozen=True)
@@ -190,13 +190,13 @@ def _split_folder(root: Path, split: str, format: str | None) -> VideoSet | None
     name = _matching(split, folders, root)
     if name is None or not _has_layout(folders[name]):
         return None
-    return _folder_set(root, split, folders[name], _split_names(split, name), format)
+    return _folder_set(root, split, folders[name], split_names(split, name), format)
 
 
 def _single(root: Path, split: str, format: str | None) -> VideoSet | None:
     if not _has_layout(root) or (root / "Annotations" / "480p").is_dir():
         return None
-    found = _folder_set(root, split, root, _split_names(split, split), format)
+    found = _folder_set(root, split, root, split_names(split, split), format)
     note = f"{root} holds JPEGImages and Annotations: it is one split by itself, whatever --split says ('{split}')"
     return replace(found, split_name="", notes=(note,))
 
@@ -282,16 +282,17 @@ def _folders(folder: Path) -> set[str]:
     return {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
 
 
-def _split_names(split: str, found: str) -> tuple[str, ...]:
+def split_names(split: str, found: str) -> tuple[str, ...]:
+    """Names, in small letters, under which a split that is asked for, and was found as ``found``, may be written."""
     names = [found.lower(), split.lower()]
-    if set(names) & set(VALIDATION_SPLITS):
-        names += VALIDATION_SPLITS
+    if set(names) & set(_VALIDATION):
+        names += _VALIDATION
     return tuple(dict.fromkeys(names))
 
 
 def _matching(split: str, present: Iterable[str], where: Path) -> str | None:
     """The one of ``present`` that is ``split`` in any case of letters (``val`` = ``valid``); two are an error."""
-    wanted = set(_split_names(split, split))
+    wanted = set(split_names(split, split))
     matches = [name for name in present if name.lower() in wanted]
     if len(matches) > 1 and len({os.path.realpath(where / name) for name in matches}) > 1:
         raise UserError(f"{where}: '{split}' matches both '{matches[0]}' and '{matches[1]}'; remove or rename one")

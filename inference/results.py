@@ -105,11 +105,10 @@ def claim(outputs: Outputs, own: dict[str, Any]) -> None:
             other = json.loads(outputs.run.read_text())["identity"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{outputs.run}: is no record of infer.py; choose another --output") from error
-        begun = any(True for kind in ("masks", "videos") for _ in (folder / kind).glob("**/*.*"))
-        if other != own and begun:
-            raise UserError(f"{folder}: was made with {_difference(other, own)}; choose another --output, or delete it")
         if other == own:
             return
+        if any(True for kind in ("masks", "videos") for _ in (folder / kind).glob("**/*.*")):  # else nothing was made
+            raise UserError(f"{folder}: was made with {_difference(other, own)}; choose another --output, or delete it")
     elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{folder}: is not empty and no output of infer.py; choose another --output")
     write_json(outputs.run, {"identity": own})

@@ -20,7 +20,7 @@ from common.progress import Progress
 from common.ranks import Ranks
 from configs import Config, dump_config
 from datasets.check import check_videos
-from datasets.mixture import Mixture, all_sources, batches, clips_at_once
+from datasets.mixture import Mixture, batches, clips_at_once
 from models import build_network, load_state, load_weights, save_weights
 from models.noise import SampleNoise
 from models.precision import autocast_notice, autocast_type, ready
@@ -53,7 +53,6 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
     settings, device = config.train, ranks.device
     last = min(settings.stop_at or settings.steps, settings.steps)
     enough = last if hands_on else settings.steps
-    all_sources(config)  # whether they are named at all
     check(config, ranks.count)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses; read at its first use

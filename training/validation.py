@@ -13,7 +13,7 @@ from torch import Tensor
 from common.command import Terminated
 from common.ranks import Ranks
 from configs import Config
-from datasets.records import VALIDATION_SPLITS, Video, VideoSet, list_splits, open_videos
+from datasets.records import Video, VideoSet, list_splits, open_videos, split_names
 from inference.predictor import Predictor
 from inference.results import Outputs
 from inference.runner import run_videos
@@ -26,9 +26,8 @@ def validation_root(config: Config) -> Path | None:
     train, root = config.train, config.data.root
     if train.validate_root is not None:
         return Path(train.validate_root)
-    split = train.validate_split.lower()
-    names = {split, *(VALIDATION_SPLITS if split in VALIDATION_SPLITS else ())}
-    has_it = root is not None and names & {name.lower() for name in list_splits(root)}
+    names = split_names(train.validate_split, train.validate_split)
+    has_it = root is not None and set(names) & {name.lower() for name in list_splits(root)}
     return Path(root) if has_it else None
 
 
