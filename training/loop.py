@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable
@@ -11,27 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from common.command import Terminated
-from common.errors import TrainingDiverged, UserError, UserErrors
+from common.errors import UserError, UserErrors
 from common.progress import Progress
 from common.ranks import Ranks
 from configs import Config, dump_config
 from datasets.check import check_videos
 from datasets.mixture import Mixture, batches, clips_at_once
-from models import build_network, load_state, load_weights, save_weights
-from models.noise import SampleNoise
-from models.precision import autocast_notice, autocast_type, ready
+from models import Network, build_network, load_state, load_weights, save_weights
+from models.precision import autocast_notice, ready
 from training.checkpoints import load_newest, save_checkpoint
-from training.clip_model import ClipModel
-from training.optimiser import Average, build_optimiser, set_learning_rate
-from training.run_folder import Journal, save_batch
+from training.learner import Learner
+from training.run_folder import Journal
 from training.validation import validate, validation_root, validation_videos
 
-REMEDY = ("begin another run, with --output, a lower train.lr or train.amp=none, and train.weights=CHECKPOINT to start "
-          "from its weights")
 MEASURED = ("loss", "gradient", "seconds", "data_seconds")  # of each step; their means are written
 
 
@@ -69,55 +62,30 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
     checkpoint, problems = load_newest(run / "checkpoints")
     for problem in problems:
         say(problem)
-    network = build_network(config)
-    if settings.weights is not None and checkpoint is None:
-        load_state(network, load_weights(settings.weights)[1], settings.weights)
-    elif checkpoint is None and config.model.encoder_weights is None and not all(
-            parameter.requires_grad for parameter in network.encoder.parameters()):
-        say("note: the network starts from nothing, and a part of its encoder stays as it is; name ImageNet weights "
-            "(model.encoder_weights) or those of an earlier training (train.weights)")
-    if network.notice:
-        say(network.notice)
-    network.to(device).train()
-    clip_model = model = ClipModel(network, config)
-    if ranks.count > 1:
-        # Once the network's own masks feed its memory the identity bank gets no gradient.
-        model = DistributedDataParallel(clip_model, find_unused_parameters=True)
-    optimiser = build_optimiser(network, settings)
-    average = Average(network, settings)
-    amp = autocast_type(settings.amp, device)
+    learner = Learner(first_network(config, checkpoint is None, say), config, run, ranks)
     if notice := autocast_notice(settings.amp, device, "train.amp"):
         say(notice)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
-
     step, recent = 0, []  # steps done; MEASURED of each since the last line of metrics
     if checkpoint is not None:
-        network.load_state_dict(checkpoint["model"])
-        average.load(checkpoint["ema"])
-        optimiser.load_state_dict(checkpoint["optimiser"])
-        if checkpoint["scaler"]:  # empty where the steps so far ran on a processor, in float32
-            scaler.load_state_dict(checkpoint["scaler"])
+        learner.load(checkpoint)
         step, recent = checkpoint["step"], checkpoint["recent"]
         say(f"continuing from step {step}")
     journal = Journal(run, step) if ranks.first else None
 
     def save() -> None:
         if ranks.first:
-            save_checkpoint(run / "checkpoints", step, {
-                "config": dump_config(config), "model": network.state_dict(), "ema": average.state(),
-                "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict(), "recent": recent,
-            }, settings.keep_checkpoints)
+            save_checkpoint(run / "checkpoints", step, {"config": dump_config(config), **learner.state(),
+                                                        "recent": recent}, settings.keep_checkpoints)
 
     def hand_on() -> None:
         if ranks.first:
-            save_weights(run / "weights.safetensors", averaged(network, average, settings.ema), config)
+            save_weights(run / "weights.safetensors", learner.weights(), config)
 
     def validates() -> bool:
         return step == settings.steps or (settings.validate_every > 0 and step % settings.validate_every == 0)
 
     def score() -> dict[str, Any] | None:
-        found = validate(config, averaged(network, average, settings.ema), run / "val" / f"{step:07d}", ranks,
-                         stopped)
+        found = validate(config, learner.weights(), run / "val" / f"{step:07d}", ranks, stopped)
         if journal and found:
             journal.write(step, {"validation": found})
             say(f"step {step}: validation {found}")
@@ -131,67 +99,31 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
     with Progress(last, config.name, "step", step) if ranks.first else nullcontext() as progress:
         while step < last:
             began = time.perf_counter()
-            torch.manual_seed(config.seed + step)  # what draws outside a sample's own numbers is new in every step
-            lr = set_learning_rate(optimiser, step, settings)
-            waited, parts, losses = 0.0, [], []
-            for part in range(settings.accumulate):
-                asked = time.perf_counter()
-                try:
-                    batch = next(loader).to(device)
-                except UserError:  # a file that cannot be used costs no step that was done
-                    if step:
-                        save()
-                    raise
-                waited += time.perf_counter() - asked
-                between = part < settings.accumulate - 1 and ranks.count > 1
-                with model.no_sync() if between else nullcontext():
-                    with SampleNoise(batch.seeds), torch.autocast(device.type, amp, enabled=amp is not None):
-                        result = model(batch.frames, batch.masks, batch.objects, step, batch.slots)
-                    scaler.scale(result["loss"] / settings.accumulate).backward()
-                parts.append(batch)
-                losses.append(result["loss"].detach())
-            scaler.unscale_(optimiser)
-            norm = torch.nn.utils.clip_grad_norm_(clip_model.parameters(), settings.clip_gradient)
-            losses = torch.stack(losses)
-            mean = ranks.mean(torch.stack([losses.mean(), losses.new_full((), float(stopped()))]))
-            # The step's only wait for the device: nothing above looks at a value.
-            loss, stop, norm, *losses = torch.cat([mean, norm.to(mean).view(1), losses]).tolist()
-            for batch, own in zip(parts, losses, strict=True):
-                if not math.isfinite(own):
-                    path = save_batch(run, step, ranks.rank, batch)
-                    say(f"the loss of step {step} is {own}; its batch is {path}")
-            if not math.isfinite(loss):
-                raise TrainingDiverged(f"{run}: the loss of step {step} is {loss}; its batch is kept in "
-                                       f"{run}/diverged_step_{step:07d}_rank_*.pt, and the last checkpoint is from "
-                                       f"before; {REMEDY}")
-            if not scaler.is_enabled() and not math.isfinite(norm):  # the scaler leaves out such steps itself
-                path = save_batch(run, step, ranks.rank, batch)
-                raise TrainingDiverged(f"{run}: the gradient of step {step} is not finite; its batch is kept in "
-                                       f"{path}, and the last checkpoint is from before; {REMEDY}")
-            scaler.step(optimiser)
-            scaler.update()
-            optimiser.zero_grad(set_to_none=True)
-            if settings.ema:
-                average.update(step)
+            try:
+                done = learner.step(step, loader, stopped)
+            except UserError:  # a file that cannot be used costs no step that was done
+                if step:
+                    save()
+                raise
             step += 1
-            recent.append([loss, norm, time.perf_counter() - began, waited])
+            recent.append([done.loss, done.gradient, time.perf_counter() - began, done.data_seconds])
 
             if journal and (step % settings.log_every == 0 or step == settings.steps):
-                journal.write(step, metrics(recent, lr, settings.batch))
+                journal.write(step, metrics(recent, done.lr, settings.batch))
             if journal and (step % settings.image_every == 0 or step == settings.steps):
-                journal.strip(step, batch.frames[:, 0], batch.masks[:, 0], result["predictions"][:, 0])
+                journal.strip(step, done.batch.frames[:, 0], done.batch.masks[:, 0], done.predictions[:, 0])
             if step % settings.log_every == 0:
                 recent = []
-            if stop or validates() or step % settings.checkpoint_every == 0 or step == last:
+            if done.stop or validates() or step % settings.checkpoint_every == 0 or step == last:
                 save()  # before validation, too, which takes its time and is not stopped
-            if stop:
+            if done.stop:
                 raise Terminated(f"terminated after step {step}, which {run / 'checkpoints'} holds; --resume goes on")
             if step == enough:
                 hand_on()  # before validation: whatever happens there, the run has its weights
             if validates():
                 scores = score() or scores
             if progress:
-                progress.advance(note=f"loss {loss:.3f}")
+                progress.advance(note=f"loss {done.loss:.3f}")
 
     if journal:
         journal.close()
@@ -210,9 +142,19 @@ def metrics(recent: list[list[float]], lr: float, batch: int) -> dict[str, float
     return {**values, "lr": lr, "clips_per_second": batch / max(values["seconds"], 1e-9)}
 
 
-def averaged(network: torch.nn.Module, average: Average, ema: float) -> dict[str, Tensor]:
-    """The weights that a run hands on: the average, or the network's own where there is none."""
-    return average.state() if ema else network.state_dict()
+def first_network(config: Config, begins: bool, say: Callable[[str], None]) -> Network:
+    """The network of a run; where it ``begins``, with the weights that it is to start from."""
+    settings = config.train
+    network = build_network(config)
+    if begins and settings.weights is not None:
+        load_state(network, load_weights(settings.weights)[1], settings.weights)
+    elif begins and config.model.encoder_weights is None and not all(
+            parameter.requires_grad for parameter in network.encoder.parameters()):
+        say("note: the network starts from nothing, and a part of its encoder stays as it is; name ImageNet weights "
+            "(model.encoder_weights) or those of an earlier training (train.weights)")
+    if network.notice:
+        say(network.notice)
+    return network
 
 
 def check(config: Config, ranks: int = 1) -> None:
