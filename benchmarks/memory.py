@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.memory_scores import segment_video
+from benchmarks.memory_scores import segment_video, silent_scores
 from common.command import child, run
 from common.errors import UserError, UserErrors, nearest
 from common.files import file_hash, write_json, write_text, written_whole
@@ -128,6 +128,7 @@ def main() -> None:
     if problems := check_videos(found):
         raise UserErrors(problems)
     videos = found.videos[: budget.videos]
+    silence = 100 * fmean(score for video in videos for score in silent_scores(video))
     results: dict[str, list[dict]] = {}
     first = None if arguments.untrained else first_stage(arguments.weights, data, budget, out)
     for seed in range(1 if arguments.untrained else arguments.seeds):
@@ -138,8 +139,8 @@ def main() -> None:
                 weights = second_stage(row, first, bool(arguments.weights), data, seed, budget, folder)
             scores = folder / f"scores_{data.name}"
             results.setdefault(row.name, []).append(scored(row, weights, videos, scores))
-            report(results, budget, arguments, out)
-    print(table(results))
+            report(results, silence, budget, arguments, out)
+    print(table(results, silence))
     print(f"wrote {out}/table.md, {out}/results.json and {out}/curves.png")
 
 
@@ -258,10 +259,14 @@ def numbers(found: dict[str, Any]) -> dict[str, float]:
             "bytes": fmean(video["bytes"] for video in found.values())}
 
 
-def table(results: dict[str, list[dict]]) -> str:
-    """The rows as a table in Markdown; ± is the standard deviation over seeds, [..] the interval over videos."""
+def table(results: dict[str, list[dict]], silence: float) -> str:
+    """The rows as a table in Markdown; ± is the standard deviation over seeds, [..] the interval over videos.
+
+    ``silence``: the J&F, in points, if nothing were ever predicted; it is the first row.
+    """
     lines = ["| memory | J&F | visible frames | after 100 frames away | decay | false alarms | frames/s | memory | "
-             f"J&F over {BASELINE} |", "|---|---|---|---|---|---|---|---|---|"]
+             f"J&F over {BASELINE} |", "|---|---|---|---|---|---|---|---|---|",
+             f"| nothing predicted | {silence:.1f} | 0.0 | 0.0 | 0.0 | 0.0 | – | – | – |"]
     for name, seeds in results.items():
         each = [numbers(found) for found in seeds]
 
@@ -289,11 +294,13 @@ def difference(seeds: list[dict], baseline: list[dict]) -> str:
     return f"{values.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def report(results: dict[str, list[dict]], budget: Budget, arguments: argparse.Namespace, out: Path) -> None:
+def report(results: dict[str, list[dict]], silence: float, budget: Budget, arguments: argparse.Namespace,
+           out: Path) -> None:
     """Write what is known so far."""
     summary = {name: [numbers(found) for found in seeds] for name, seeds in results.items()}
-    write_json(out / "results.json", {"budget": vars(budget), "arguments": vars(arguments), "rows": summary})
-    write_text(out / "table.md", table(results) + "\n")
+    write_json(out / "results.json", {"budget": vars(budget), "arguments": vars(arguments), "silence": silence,
+                                     "rows": summary})
+    write_text(out / "table.md", table(results, silence) + "\n")
     draw_curves(results, out / "curves.png")
 
 

@@ -42,11 +42,22 @@ def segment_video(predictor: Predictor, video: Video) -> dict[str, Any]:
         predictions.append(labels)
         if number == 300:
             held["bytes_at_300"] = predictor.num_bytes()
-    first_seen = {int(value): video.frames.index(stem) for stem, labels in given.items()
-                  for value in np.unique(labels) if value}
     objects = {str(value): object_scores(truths, predictions, value, start)
-               for value, start in sorted(first_seen.items())}
+               for value, start in starts(video, given).items()}
     return {"objects": objects, "seconds": float(np.mean(times[10:])), "bytes": predictor.num_bytes(), **held}
+
+
+def silent_scores(video: Video) -> list[float]:
+    """The J&F of each object, 0..1, if nothing were ever predicted: the share of its scored frames that lack it."""
+    truths = [read_labels(video.mask_path(stem)) for stem in video.frames]
+    return [fmean(not (truth == value).any() for truth in truths[start + 1 : -1])
+            for value, start in starts(video, given_labels(video)).items()]
+
+
+def starts(video: Video, given: dict[str, np.ndarray]) -> dict[int, int]:
+    """The number of the frame in which each object is given, by its id."""
+    return dict(sorted((int(value), video.frames.index(stem)) for stem, labels in given.items()
+                       for value in np.unique(labels) if value))
 
 
 def object_scores(truths: list[np.ndarray], predictions: list[np.ndarray], value: int, start: int) -> dict[str, Any]:

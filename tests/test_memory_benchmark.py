@@ -11,9 +11,10 @@ import pytest
 
 from benchmarks import memory_speed
 from benchmarks.memory import RECIPES, ROWS, difference, main, numbers, scored, table, trained
-from benchmarks.memory_scores import frames_after_absences, object_scores
+from benchmarks.memory_scores import frames_after_absences, object_scores, silent_scores
 from common.errors import UserError
 from configs import dump_config, load_config
+from datasets.readers import read_labels
 from datasets.records import open_videos
 from datasets.synthetic import make
 from models import build_network, save_weights
@@ -50,6 +51,17 @@ def test_scores_of_a_target_that_is_lost_after_its_absence():
     assert (perfect["jf"], perfect["after"], perfect["drop"], perfect["false_alarm"]) == (1, 1, 0, 0)
 
 
+def test_silence_scores_what_predicting_nothing_would(tmp_path):
+    data = make(tmp_path / "data", "long", seed=3, videos=(1, 1, 0), frames=400, size=(64, 96))
+    video = open_videos(data, "val").videos[0]
+    truths = [read_labels(video.mask_path(stem)) for stem in video.frames]
+    nothing = [np.zeros_like(truth) for truth in truths]
+    first = {int(value): number for number, truth in reversed(list(enumerate(truths)))
+             for value in np.unique(truth) if value}
+    expected = [object_scores(truths, nothing, value, start)["jf"] for value, start in sorted(first.items())]
+    assert silent_scores(video) == pytest.approx(expected) and 0 < max(expected) < 1
+
+
 def result(score: float, seconds: float = 0.1) -> dict:
     one = {"jf": score, "visible": score, "after": None, "drop": 0.1, "false_alarm": None, "curve": [score] * 40}
     return {name: {"objects": {"1": one}, "seconds": seconds, "bytes": 2_000_000} for name in ("a", "b", "c")}
@@ -63,7 +75,8 @@ def test_numbers_are_means_in_points():
 def test_table_says_spread_and_difference():
     baseline = [result(0.5), result(0.6)]
     better = [result(0.6), result(0.8)]
-    text = table({"reference + local": baseline, "mine": better})
+    text = table({"reference + local": baseline, "mine": better}, 49.73)
+    assert "| nothing predicted | 49.7 | 0.0 |" in text
     assert "| mine | 70.0 ± 14.1 |" in text and "+15.0 [+15.0, +15.0]" in text and "2.00 MB" in text
     assert difference(baseline, baseline) == "–"
 
@@ -82,7 +95,7 @@ def test_without_training_every_row_reads_the_same_weights(tmp_path, monkeypatch
     monkeypatch.setattr("benchmarks.memory.trained", None)  # must not be called
     main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    held = {line.split("|")[1].strip(): float(line.split("|")[8].split()[0]) for line in lines[2:]}
+    held = {line.split("|")[1].strip(): float(line.split("|")[8].split()[0]) for line in lines[3:]}
     assert held["fifo"] > held["reference + local"]
     assert held["DDMemory slots, every 1"] > held["reference + local"]
     written = {path.name for path in (tmp_path / "out").iterdir()}
@@ -135,7 +148,7 @@ def test_the_command_resumes(tmp_path):
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
     second = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     rows = [[line for line in done.stdout.splitlines() if line.startswith("|")] for done in (first, second)]
-    assert len(rows[0]) == 5 and rows[0] == rows[1]
+    assert len(rows[0]) == 6 and rows[0] == rows[1]
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
 
 
