@@ -123,7 +123,7 @@ def parse() -> argparse.Namespace:
     out.add_argument("--save-scores", action="store_true", help="also the probabilities, as uint8")
     out.add_argument("--inspect", action="store_true", help="also what the memory did (tools.memory_report)")
     parser.add_argument("settings", nargs="*", metavar="key=value",
-                        help="settings that win over the file's, e.g. memory.policy=rmem inference.flip=true")
+                        help="settings that win over the file's, e.g. memory.policy=uniform memory.gap=5")
     arguments = parser.parse_intermixed_args()
     if (arguments.data is None) == (arguments.video is None):
         raise UserError("--data or --video: name one of them")

@@ -3,7 +3,7 @@
     python train.py --config configs/recipes/demo.yaml data.root=PATH
     python train.py --config configs/recipes/demo.yaml --output RUN --resume
     python train.py --config configs/recipes/real_cpu.yaml data.root=../shared/data      # two stages
-    torchrun --nproc-per-node 8 train.py --config configs/recipes/ytb.yaml data.root=PATH
+    torchrun --nproc-per-node 8 train.py --config configs/recipes/ytb.yaml data.root=PATH model.encoder_weights=FILE
 """
 
 from __future__ import annotations

@@ -55,16 +55,16 @@ class ModelConfig(Section):
     align_corners: bool = True  # also the rounding of the input: 16k + 1 (True) or 16k (False: Swin)
     drop_path: Share = 0.1  # stochastic depth in training
     conv_dropout: Share = 0.1  # DeAOT: channel dropout of the depthwise convolutions in training
-    start: Literal["official", "matching"] = "official"  # of training from nothing; matching (ours): in short schedules
+    start: Literal["official", "matching"] = "official"  # first weights; matching (ours): for short trainings
     # True: stem and first stage do not learn (official freeze_at = 2); all: nothing of it does
     freeze_encoder: bool | Literal["all"] = True
     # DDMemory only: a reconstruction of ours, see docs/memory.md
     global_bank: Literal["dense", "slots"] = "dense"
     global_frames: Positive = 2  # size of the dense form, in frames' worth of tokens
-    global_elsewhere: Annotated[int, Field(ge=0)] = 2  # beside these, for frames without objects; 0: none
+    global_elsewhere: Annotated[int, Field(ge=0)] = 2  # beside these, for frames without any object (0: none)
     global_weight: Annotated[float, Field(gt=0)] = 5.0  # dense form: frames that an owner's tokens weigh as, together
     global_likeness: Annotated[float, Field(ge=-1, le=1)] = 0.7  # cosine of keys at which the dense form knows a token
-    global_slots: Positive = 6  # slots an owner (10 objects and the background)
+    global_slots: Positive = 6  # slot form: slots of each owner (10 objects and the background)
     global_gate: Literal["mean", "constant", "open"] = "mean"  # where the update gate starts; open: no gate
     global_writes: Positive = 200  # writes that a token or slot is the mean of, at most
 

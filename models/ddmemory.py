@@ -1,6 +1,7 @@
 """DDMemory: AOT with reference, local and global memory. A reconstruction: its authors released no code.
 
-Known (LVOS, arXiv 2211.10181, ICCV 2023): three banks, reference, global and local, on MobileNet-V2, and the scores.
+Known (LVOS, arXiv 2211.10181, ICCV 2023; some at second hand): three banks, reference, global and local, on
+MobileNet-V2, and the scores.
 Ours: everything else, above all the equations of the global bank (models/memory/global_bank.py, docs/memory.md).
 """
 

@@ -2,7 +2,7 @@
 
 An AOT on MobileNetV2 officially begins blind. Its tokens are made of the encoder's last map, which ImageNet taught what
 things are but hardly which one is which: labels that follow its cosines from frame to frame reach less than half of an
-object, those that follow the map of 96 channels, five blocks earlier, two thirds (docs/results.md). A query attends to
+object, those that follow the map of 96 channels, five blocks earlier, two thirds (docs/history.md). A query attends to
 hundreds of tokens, identities are embedded a thousandth of a token long, and the encoder's shortcuts drown them. The
 official schedules mend all that in a hundred thousand steps. Here the same network gets other first weights, by which
 attention finds like by like and the decoder sees whose it is.

@@ -1,7 +1,7 @@
 """DDMemory's global memory: a state of fixed size that holds the whole past, changed by gated recurrent writes.
 
-No code of DDMemory was released (LVOS, arXiv 2211.10181); that there is such a bank is known, its equations are our
-reconstruction: docs/memory.md. Two forms, one a block of the network:
+No code of DDMemory was released (LVOS, arXiv 2211.10181); that there is such a bank is known at second hand, its
+equations are our reconstruction: docs/memory.md. Two forms; each block of the network has a bank of its own:
 
     state = bank.start(entry, shares)                       # from the first reference frame
     state, openness = bank.write(state, entry, shares, certainty)
@@ -118,7 +118,7 @@ class DenseBank(nn.Module):
     token of the same owner: the gate mixes it into that one. Otherwise it is new and replaces the token used least
     recently of the owner that has most, so that what an absent object left behind stays. What frames without any
     object show has places of its own, ``model.global_elsewhere`` frames' worth, and takes none of the others'
-    (equations: docs/memory.md, "Dense form").
+    (equations: docs/memory.md, "the dense form").
     """
 
     def __init__(self, model: ModelConfig):
@@ -220,7 +220,7 @@ class SlotBank(nn.Module):
     State: slots (B, 11 K, 2 C), key and value side by side; how many writes are in each, (B, 11 K), weighted by their
     strength, at most ``model.global_writes``; and the tokens that each owner covered when it was seen last, (B, 11). A
     slot sees only tokens that its owner holds; that of an absent owner does not move at all, and none does in a frame
-    without any object. The first write of a slot fills it (equations: docs/memory.md, "Slot form").
+    without any object. The first write of a slot fills it (equations: docs/memory.md, "The slot form").
     """
 
     def __init__(self, model: ModelConfig):
