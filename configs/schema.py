@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Edge = Annotated[float, Field(ge=1)]  # pixels
 
 
 class Section(BaseModel):
@@ -164,8 +165,8 @@ class TrainConfig(Section):
 class InferenceConfig(Section):
     """One frame at a time. Sizes in pixels; images are never enlarged except by `scales`."""
 
-    short_edge: Positive | None = None  # limit; the official evaluator sets 624 only with other scales than 1
-    long_edge: Positive | None = 1040  # limit: 1.3 * 800 (official), the LVOS setting
+    short_edge: Edge | None = None  # limit; the official evaluator sets 624 only with other scales than 1
+    long_edge: Edge | None = 1040.0  # limit: 1.3 * 800 (official), the LVOS setting
     scales: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [1.0], min_length=1)
     flip: bool = False
     streams: Positive = 1  # videos at once on one device

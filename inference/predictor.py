@@ -129,7 +129,7 @@ class Predictor:
                             "appears, and objects the values 1 to 254")
         with self._precision():
             self._views = [self._first_view(frame, labels, View(number, size, flip, []))
-                           for number, (size, flip) in enumerate(self._view_sizes())]
+                           for number, (size, flip) in enumerate(self.view_sizes(self._size))]
         if self.inspect:
             self._notes = [Watch(self.network, None, 0).note(state) for state in self._views[0].states]
         return self._to_user(labels, frame)
@@ -189,6 +189,14 @@ class Predictor:
     def num_bytes(self) -> int:
         """Bytes of the memory of the current video."""
         return sum(state.num_bytes() for view in self._views for state in view.states)
+
+    def view_sizes(self, size: tuple[int, int]) -> list[tuple[tuple[int, int], bool]]:
+        """The views of a video whose frames have ``size`` (H, W): for each the network's input size, and whether it is
+        flipped."""
+        settings = self.config.inference
+        sizes = [input_size(*size, self.network.align_corners, settings.short_edge, settings.long_edge, scale)
+                 for scale in settings.scales]
+        return [(size, flip) for size in sizes for flip in ((False, True) if settings.flip else (False,))]
 
     # How a frame goes through.
 
@@ -310,12 +318,6 @@ class Predictor:
     def _to_view(self, labels: Tensor, view: View) -> Tensor:
         """Labels (1, H, W) of the frame as the view's network sees them."""
         return resize_labels(labels.flip(-1) if view.flip else labels, view.size)
-
-    def _view_sizes(self) -> list[tuple[tuple[int, int], bool]]:
-        settings = self.config.inference
-        sizes = [input_size(*self._size, self.network.align_corners, settings.short_edge, settings.long_edge, scale)
-                 for scale in settings.scales]
-        return [(size, flip) for size in sizes for flip in ((False, True) if settings.flip else (False,))]
 
     def _admit(self, label_map: Picture) -> Tensor:
         """The user's label map as indices, (1, H, W) uint8 on the device."""

@@ -1,5 +1,6 @@
 """Running a predictor over videos: order, resumption, what is never looked at, what is never left behind."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -376,10 +377,14 @@ def test_one_stream_takes_several_videos_one_after_the_other(predictor, data, tm
     """A stream's predictor and lane begin each video anew."""
     alone = [video for video in sources(data) if video.name == "short"]
     run_videos(predictor, alone, Outputs(tmp_path / "one"))
-    cost = run_videos(predictor, [*sources(data), *sources(data)], Outputs(tmp_path / "two"), streams=2)
+    again = [DatasetSource(dataclasses.replace(source.video, name=f"{source.name}_again"), "late")
+             for source in sources(data)]  # names of their own: nothing else keeps videos in work at once apart
+    cost = run_videos(predictor, [*sources(data), *again], Outputs(tmp_path / "two"), streams=2)
     assert cost.frames == 18
     one, two = masks_of(tmp_path / "one"), masks_of(tmp_path / "two")
-    assert len(one) == 3 and all(np.array_equal(mask, two[name]) for name, mask in one.items())
+    assert len(one) == 3 and len(two) == 18
+    assert all(np.array_equal(mask, two[name]) for name, mask in one.items())
+    assert all(np.array_equal(mask, two[name.replace("short", "short_again")]) for name, mask in one.items())
     record = json.loads((tmp_path / "two/videos/short.json").read_text())
     assert 0 < record["model_seconds"] <= record["seconds"]
 

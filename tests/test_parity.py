@@ -14,8 +14,8 @@ from inference import Predictor
 from inference.results import Outputs
 from inference.runner import run_videos
 from inference.sources import DatasetSource
-from models.preprocess import prepare_frame
-from tools.check_parity import RESIZED, _deviation, check, resize_leeway
+from models.preprocess import input_size, prepare_frame
+from tools.check_parity import RESIZED, _deviation, case_config, check, main, resize_leeway
 
 FAST = ("aott_round_newobj", "aott_lvos_gap1", "deaott_stskip3_gap2")
 
@@ -34,23 +34,55 @@ def test_every_recorded_case_and_training_run(shared):
 
 def test_a_wrong_memory_rule_is_noticed(shared, tmp_path):
     """The check can fail: with another short-term skip the logits are far off."""
-    source = shared / "golden" / "aot" / "cases" / "aott_stskip2_gap3"
-    folder = tmp_path / "cases" / "changed"
-    folder.mkdir(parents=True)
-    case = json.loads((source / "case.json").read_text())
-    case["options"]["short_term_mem_skip"] = 1
-    (folder / "case.json").write_text(json.dumps(case))
-    for name in ("logits.npz", "masks.npz", "prob.npz"):
-        (folder / name).symlink_to(source / name)
+    copied_case(shared, tmp_path, "aott_stskip2_gap3", short_term_mem_skip=1)
     rows = check(tmp_path, shared / "golden" / "aot")
     assert not rows[0].passed and rows[0].rms > 0.01
 
 
+def copied_case(shared, root, name: str, **changes) -> None:
+    """A recorded case under ROOT/cases, its options or other entries changed."""
+    source, folder = shared / "golden" / "aot" / "cases" / name, root / "cases" / name
+    folder.mkdir(parents=True)
+    case = json.loads((source / "case.json").read_text())
+    options = {key: changes.pop(key) for key in list(changes) if key in case["options"]}
+    (folder / "case.json").write_text(json.dumps({**case, **changes, "options": {**case["options"], **options}}))
+    for file in ("logits.npz", "masks.npz", "prob.npz"):
+        (folder / file).symlink_to(source / file)
+
+
+def test_a_case_that_cannot_run_fails_alone_and_says_why(shared, tmp_path, capsys):
+    copied_case(shared, tmp_path, "aott_basic", max_long_edge=80.5)  # another size than was recorded
+    copied_case(shared, tmp_path, "aott_lvos_gap1", frames_sha256="of other frames")
+    copied_case(shared, tmp_path, "deaott_stskip3_gap2")
+    report = tmp_path / "report.json"
+    command = ["check_parity", "--golden", str(tmp_path), "--manifests", str(shared / "golden" / "aot"), "--report",
+               str(report)]
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(SystemExit, match="1"):
+        patched.setattr("sys.argv", command)
+        main()
+    rows = json.loads(report.read_text())
+    assert [row["passed"] for row in rows] == [False] * 4 + [True] * 2
+    assert "the network sees" in rows[0]["note"] and "other frames" in rows[2]["note"] and not rows[4]["note"]
+    assert "2 of 6 passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("limit, size", [(166.66666666666666, (65, 161)), (167, (81, 161)), (None, (97, 209))])
+def test_limits_of_the_size_need_not_be_whole(limit, size):
+    """The official evaluator's long edge is its short one times 800 / 480: 100 gives 166.67, which decides a size."""
+    config = case_config({"variant": "aott", "options": {
+        "lvos_rule": False, "long_term_mem_gap": 5, "short_term_mem_skip": 1, "flip": False, "multi_scale": [1.0],
+        "max_short_edge": None, "max_long_edge": limit}})
+    assert input_size(90, 203, True, config.inference.short_edge, config.inference.long_edge) == size
+
+
 def test_a_number_that_is_not_finite_is_infinitely_far():
     good = {"f01_a0_e0": np.zeros((2, 3, 3), np.float32)}
-    assert _deviation(good, good, 1.0) == (0, 0)
-    assert _deviation({"f01_a0_e0": np.full((2, 3, 3), np.nan, np.float32)}, good, 1.0) == (np.inf, np.inf)
-    assert _deviation({}, good, 1.0) == (np.inf, np.inf)
+    assert _deviation(good, good, 1.0) == (0, 0, "")
+    bad = [({"f01_a0_e0": np.full((2, 3, 3), np.nan, np.float32)}, "not finite"), ({}, "no logits f01_a0_e0"),
+           ({"f01_a0_e0": np.zeros((2, 3, 4), np.float32)}, "(2, 3, 4)")]
+    for ours, why in bad:
+        largest, rms, note = _deviation(ours, good, 1.0)
+        assert (largest, rms) == (np.inf, np.inf) and why in note
 
 
 @pytest.mark.parametrize("error,leeway", [(0.0, 1.0), (3e-7, RESIZED), (1e-3, 1.0)])
@@ -58,9 +90,10 @@ def test_only_rounding_of_the_resize_gives_leeway(error, leeway, tmp_path, monke
     """Where OpenCV resizes as it did for the recordings there is none, nor for a mistake."""
     frame = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     recorded = prepare_frame(frame, (17, 33), torch.device("cpu"))[0].numpy()
-    np.savez(tmp_path / "inputs.npz", input_f01_a0=recorded + np.float32(error))
+    recorded = recorded + np.float32(error)
+    np.savez(tmp_path / "inputs.npz", input_f01_a0=recorded, input_f01_a1=recorded[..., ::-1])
     rule = SimpleNamespace(video=SimpleNamespace(make_video=lambda spec: ([None, frame], {})))
-    case = {"video": {}, "network_sizes": {"0": [17, 33]}}
+    case = {"video": {}, "network_sizes": {"0": [17, 33], "1": [17, 33]}, "options": {"flip": True}}
     assert resize_leeway({tmp_path: case}, rule) == leeway
     assert ("resizes otherwise" in capsys.readouterr().out) == (leeway > 1)
 

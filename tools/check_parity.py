@@ -14,7 +14,10 @@ import fnmatch
 import importlib.util
 import json
 import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -37,11 +40,16 @@ FORCED_LARGEST, FORCED_RMS = 5e-3, 6e-4  # float32, MobileNetV2: of the logits' 
 STEADY = 5.0  # ResNet and Swin amplify rounding this many times less
 FORCED_PIXELS = 2e-4  # share of output pixels that may flip in float32
 LOSS, GRADIENT = 1e-9, 1e-6  # float64, relative
+MODES = ("float64 free", "float32 forced")
 
 
 @dataclass
 class Row:
-    """One line of the table. ``deviation``: largest, relative to the logits' RMS (training: to the gradient norm)."""
+    """One line of the table.
+
+    ``deviation``: largest, relative to the logits' RMS (training: to the gradient norm). ``note``: why nothing could be
+    compared.
+    """
 
     variant: str
     case: str
@@ -50,6 +58,7 @@ class Row:
     rms: float
     pixels: int
     passed: bool
+    note: str = ""
 
 
 def main() -> None:
@@ -68,9 +77,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.check_parity", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", required=True, help="folder with cases/ and/or train/")
-    parser.add_argument("--manifests", help="folder manifests/ whose parent holds weights.py and video.py "
-                                            "(default: GOLDEN/manifests)")
-    parser.add_argument("--only", default="*", help="run only cases and variants that match this pattern")
+    parser.add_argument("--manifests", help="folder manifests/ whose parent holds weights.py and video.py, or that "
+                                            "parent (default: GOLDEN)")
+    parser.add_argument("--only", default="*", help="run only what matches this pattern by its variant or case, as the "
+                                                    "table names them, such as 'deaot*' or 'train*'")
     parser.add_argument("--report", help="write the rows to this JSON file")
     return parser.parse_args()
 
@@ -84,21 +94,27 @@ def check(golden: Path, manifests: Path, only: str = "*") -> list[Row]:
     if not cases and not trained:
         raise UserError(f"{golden}: no cases/*/case.json and no train/*.json; name a golden folder with --golden")
     rule = Rule(manifests)
-    print(f"{'variant':14} {'case':24} {'mode':16} {'largest/RMS':>12} {'RMS/RMS':>10} {'pixels':>7}")
-    rows: list[Row] = []
     recorded = {folder: json.loads((folder / "case.json").read_text()) for folder in cases}
-    leeway = resize_leeway(recorded, rule)
-    for folder, case in recorded.items():
-        if fnmatch.fnmatch(case["name"], only) or fnmatch.fnmatch(case["variant"], only):
-            for forced in (False, True):
-                rows.append(_show(run_case(folder, case, rule, forced, leeway=leeway)))
+    chosen = {folder: case for folder, case in recorded.items() if _matches(only, case["variant"], case["name"])}
+    runs = []  # of training: file, record with the one run, its case
     for path in trained:
-        if fnmatch.fnmatch(path.stem, only) or fnmatch.fnmatch("train", only):
-            record = json.loads(path.read_text())
-            for row in run_training(path, record, rule):
-                rows.append(_show(row))
-    if not rows:
+        record = json.loads(path.read_text())
+        runs += [(path, {**record, "runs": {name: run}}, f"train {name}") for name, run in record["runs"].items()
+                 if _matches(only, record["variant"], f"train {name}", "train")]
+    if not chosen and not runs:
         raise UserError(f"--only {only}: matches no case and no variant in {golden}")
+    leeway = resize_leeway(recorded, rule)
+    width = max([24, *(len(case["name"]) for case in chosen.values())])
+    print(f"{'variant':14} {'case':{width}} {'mode':16} {'largest/RMS':>12} {'RMS/RMS':>10} {'pixels':>7}")
+    rows = []
+    for folder, case in chosen.items():
+        for forced in (False, True):
+            rows.append(_row(case["variant"], case["name"], MODES[forced],
+                             partial(run_case, folder, case, rule, forced, leeway=leeway)))
+            _show(rows[-1], width)
+    for path, record, case in runs:
+        rows.append(_row(record["variant"], case, "float64 step", partial(run_training, path, record, case, rule)))
+        _show(rows[-1], width)
     return rows
 
 
@@ -166,8 +182,9 @@ def resize_leeway(cases: dict[Path, dict], rule: Rule) -> float:
     for folder, case in cases.items():
         if (folder / "inputs.npz").is_file():
             frames, _ = rule.video.make_video(case["video"])
-            for name, theirs in np.load(folder / "inputs.npz").items():  # input_fTT_aA, of plain views
+            for name, theirs in np.load(folder / "inputs.npz").items():  # input_fTT_aA; odd views may be flipped
                 frame, view = name.removeprefix("input_f").split("_a")
+                theirs = theirs[..., ::-1] if case["options"]["flip"] and int(view) % 2 else theirs
                 ours = prepare_frame(frames[int(frame)], tuple(case["network_sizes"][view]), torch.device("cpu"))
                 different = max(different, float(np.abs(ours[0].numpy() - theirs).max()))
     if not 0 < different < 1e-6:  # more is no rounding
@@ -189,6 +206,9 @@ def run_case(folder: Path, case: dict, rule: Rule, forced: bool, device: str = "
     dtype = torch.float32 if forced else torch.float64
     network = rule.network(config, case["weight_seed"]).to(dtype)
     predictor = RecordingPredictor.from_config(config, network, device, dtype)
+    sizes = {str(number): list(size) for number, (size, _) in enumerate(predictor.view_sizes(frames.shape[1:3]))}
+    if sizes != case["network_sizes"]:
+        raise UserError(f"the network sees {sizes}, recorded {case['network_sizes']}")
     masks = dict(np.load(folder / "masks.npz"))
     predictor.record(masks if forced else None)
     predictor.keep_probabilities = True
@@ -207,7 +227,7 @@ def run_case(folder: Path, case: dict, rule: Rule, forced: bool, device: str = "
                 ours = np.pad(ours, ((0, max(0, len(theirs) - len(ours))), (0, 0), (0, 0)))
                 worst_probability = float(np.maximum(worst_probability, np.abs(ours - theirs).max()))  # NaN stays
         flipped += int((out != masks["out"][number]).sum())
-    largest, rms = _deviation(predictor.logits, dict(np.load(folder / "logits.npz")), case["logit_rms"])
+    largest, rms, note = _deviation(predictor.logits, dict(np.load(folder / "logits.npz")), case["logit_rms"])
     if forced:
         ease = STEADY if config.model.encoder != "mobilenetv2" else 1.0
         passed = largest <= FORCED_LARGEST / ease and rms <= FORCED_RMS / ease \
@@ -216,8 +236,7 @@ def run_case(folder: Path, case: dict, rule: Rule, forced: bool, device: str = "
         resized = any(list(size) != list(frames.shape[1:3]) for size in case["network_sizes"].values())
         times = leeway if resized else 1.0
         passed = largest <= times * FREE_LOGITS and worst_probability <= times * FREE_PROBABILITY and flipped == 0
-    mode = "float32 forced" if forced else "float64 free"
-    return Row(case["variant"], case["name"], mode, largest, rms, flipped, passed)
+    return Row(case["variant"], case["name"], MODES[forced], largest, rms, flipped, passed, note)
 
 
 def case_config(case: dict) -> Config:
@@ -229,32 +248,48 @@ def case_config(case: dict) -> Config:
     config.memory.short_skip = options["short_term_mem_skip"]
     settings = config.inference
     settings.flip, settings.scales = options["flip"], options["multi_scale"]
-    settings.short_edge, settings.long_edge = (
-        None if options[key] is None else round(options[key]) for key in ("max_short_edge", "max_long_edge"))
+    settings.short_edge, settings.long_edge = options["max_short_edge"], options["max_long_edge"]
     return config
 
 
-def run_training(path: Path, record: dict, rule: Rule) -> list[Row]:
-    """Every run of one training golden, in float64: losses and gradient norms."""
-    rows = []
-    for name, deviation in training_deviations(path, record, rule).items():
-        passed = deviation.loss <= LOSS and deviation.gradient <= GRADIENT
-        rows.append(Row(record["variant"], f"train {name}", "float64 step", deviation.gradient, deviation.loss, 0,
-                        passed))
-    return rows
+def run_training(path: Path, record: dict, case: str, rule: Rule) -> Row:
+    """The one run of ``record``, of a training golden, in float64: losses and gradient norms."""
+    (deviation,) = training_deviations(path, record, rule).values()
+    passed = deviation.loss <= LOSS and deviation.gradient <= GRADIENT
+    return Row(record["variant"], case, "float64 step", deviation.gradient, deviation.loss, 0, passed)
 
 
-def _deviation(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], scale: float) -> tuple[float, float]:
+def _matches(only: str, *names: str) -> bool:
+    return any(fnmatch.fnmatch(name, only) for name in names)
+
+
+def _row(variant: str, case: str, mode: str, measured: Callable[[], Row]) -> Row:
+    """What ``measured`` returns; where it ends in an error, a failed row that says so, since the others count, too."""
+    try:
+        return measured()
+    except UserError as error:
+        note = str(error)
+    except Exception as error:
+        traceback.print_exc()
+        note = f"{type(error).__name__}: {error}"
+    return Row(variant, case, mode, float("inf"), float("inf"), 0, False, note)
+
+
+def _deviation(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], scale: float) -> tuple[float, float, str]:
     """Largest and RMS difference of all logits, relative to ``scale``. A missing decode, or one with a number that is
-    not finite, is infinitely far."""
+    not finite, is infinitely far, and a note says which."""
     largest, squares, count = 0.0, 0.0, 0
     for key, expected in theirs.items():
-        if key not in ours or ours[key].shape != expected.shape or not np.isfinite(ours[key]).all():
-            return float("inf"), float("inf")
+        if key not in ours:
+            return np.inf, np.inf, f"no logits {key}"
+        if ours[key].shape != expected.shape:
+            return np.inf, np.inf, f"logits {key} are {ours[key].shape}, recorded {expected.shape}"
+        if not np.isfinite(ours[key]).all():
+            return np.inf, np.inf, f"logits {key} are not finite"
         difference = np.abs(ours[key].astype(np.float64) - expected)
         largest = max(largest, float(difference.max()))
         squares, count = squares + float((difference**2).sum()), count + difference.size
-    return largest / scale, (squares / count) ** 0.5 / scale
+    return largest / scale, (squares / count) ** 0.5 / scale, ""
 
 
 def _module(path: Path) -> ModuleType:
@@ -266,10 +301,9 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
-def _show(row: Row) -> Row:
-    print(f"{row.variant:14} {row.case:24} {row.mode:16} {row.deviation:12.2e} {row.rms:10.2e} {row.pixels:7d}  "
-          f"{'pass' if row.passed else 'FAIL'}", flush=True)
-    return row
+def _show(row: Row, width: int) -> None:
+    print(f"{row.variant:14} {row.case:{width}} {row.mode:16} {row.deviation:12.2e} {row.rms:10.2e} {row.pixels:7d}  "
+          f"{'pass' if row.passed else 'FAIL'}{row.note and f' ({row.note})'}", flush=True)
 
 
 if __name__ == "__main__":

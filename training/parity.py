@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from configs import load_config, model_config_path
+from models.blocks import DropPath
 from models.names import from_official
 from models.preprocess import normalise
 from training.clip_model import ClipModel
@@ -48,12 +49,15 @@ def golden_clips(record: dict[str, Any], rule: Any) -> tuple[torch.Tensor, torch
 
 
 def _run(record: dict[str, Any], run: dict[str, Any], rule: Any, frames, masks) -> Deviation:
-    config = load_config(model_config_path(record["variant"]), ["model.drop_path=0", "model.conv_dropout=0"])
+    config = load_config(model_config_path(record["variant"]))
     train = config.train
     train.steps, train.aux_ratio = record["total_steps"], run["aux_loss_ratio"]
     train.previous_frame_reference, train.memory_gap = run["enable_prev_frame"], run["long_term_mem_gap"]
     train.feed_predictions_from = 0.0 if run["use_prev_pred"] else 1.0
     network = rule.network(config, record["weight_seed"]).double().train()
+    for module in network.modules():
+        if isinstance(module, DropPath):  # all that is random, Swin's own stochastic depth included
+            module.rate = 0.0
     slots = torch.tensor(run["permutation"])[:, 1:] - 1 if run["permutation"] else None
     result = ClipModel(network, config)(frames, masks, record["obj_nums"], run["step"], slots)
     result["loss"].backward()
