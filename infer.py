@@ -91,7 +91,12 @@ def announce(sources: Sequence[Source], waiting: Sequence[Source], config: Confi
         print(f"finished before and skipped: {len(sources) - len(waiting)} of {count_of(sources)}")
     for line in (line for source in waiting if isinstance(source, OwnSource) for line in source.notes):
         print(f"note: {line}", file=sys.stderr)
-    if waiting and not POLICIES[config.memory.policy].bounded:
+    policy, memory = POLICIES[config.memory.policy], config.memory
+    keeps = policy.bounded and policy(memory).slots() > 0
+    if waiting and keeps and all(0 < len(source) <= memory.gap for source in waiting):
+        print(f"note: memory.policy={memory.policy} never gets a frame: no video is longer than "
+              f"memory.gap={memory.gap}; set memory.gap=5, for example", file=sys.stderr)
+    if waiting and not policy.bounded:
         longest = max(waiting, key=len)
         frames = len(longest) or 1000
         where = f"the end of {longest.name} ({frames} frames)" if len(longest) else "1000 frames"

@@ -61,6 +61,16 @@ def run_infer(*arguments: object, cwd: Path | None = None) -> subprocess.Complet
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+@pytest.mark.parametrize("policy, gap, told", [
+    ("rmem", 9999, True), ("rmem", 4, False), ("references", 9999, False), ("unbounded", 9999, False)])
+def test_a_rule_that_never_gets_a_frame_is_told_of(policy, gap, told, capsys):
+    config = load_config(model_config_path("aott"), [f"memory.policy={policy}", f"memory.gap={gap}"])
+    videos = [type("Video", (), {"name": name, "size": lambda self: (48, 64), "__len__": lambda self: 5})()
+              for name in "ab"]
+    entry.announce(videos, videos, config, torch.device("cpu"))
+    assert ("never gets a frame" in capsys.readouterr().err) == told
+
+
 def test_killed_and_started_again_it_ends_with_the_same_masks(weights, tmp_path):
     data = make_data(tmp_path / "data", 40)
     whole = run_infer("--weights", weights, "--data", data, "--output", tmp_path / "whole", "--device", "cpu")
