@@ -52,7 +52,7 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), t
         try:
             parsed = yaml.load(value, Loader=_Loader)
         except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
-            raise UserError(f"{key}: {value!r} is not valid YAML ({_first_line(error)}); quote the value") from error
+            raise UserError(f"{key}: {value!r} is not valid YAML ({_what(error)}); quote the value") from error
         values = _merge(values, _nest(key.split("."), parsed))
     try:
         return Config.model_validate(values)
@@ -93,7 +93,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that there is not
-        raise UserError(f"{path}: not valid YAML ({_first_line(error)}); mend the file") from error
+        raise UserError(f"{path}: not valid YAML ({_what(error)}); mend the file") from error
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -124,7 +124,10 @@ def _nest(keys: list[str], value: Any) -> dict[str, Any]:
     return value
 
 
-def _first_line(error: Exception) -> str:
+def _what(error: Exception) -> str:
+    """What is wrong in a YAML text, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
     return " ".join(str(error).split())[:160]
 
 

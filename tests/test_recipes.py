@@ -145,3 +145,11 @@ def test_the_clip_step_runs_with_all_tensors_on_cuda(name):
                     result = model(frames, masks, [1, 2], step, slots)
                 assert all(value.device.type == "cuda" for value in result.values())
                 assert result["loss"].requires_grad and result["predictions"].shape == (2, 2, side, side)
+
+
+def test_broken_yaml_is_told_with_its_place(tmp_path):
+    (tmp_path / "broken.yaml").write_text("name: x\ntrain: {steps: 4\n")
+    with pytest.raises(UserError, match=r"broken.yaml: not valid YAML \(line 3, column 1: expected ',' or '}'"):
+        load_config(tmp_path / "broken.yaml")
+    with pytest.raises(UserError, match=r"data.sources: .* \(line 1, column 5: "):
+        load_config(None, ["data.sources=[{a:"])
