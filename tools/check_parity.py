@@ -100,7 +100,7 @@ def check(golden: Path, manifests: Path, only: str = "*") -> list[Row]:
     for path in trained:
         record = json.loads(path.read_text())
         runs += [(path, {**record, "runs": {name: run}}, f"train {name}") for name, run in record["runs"].items()
-                 if _matches(only, record["variant"], f"train {name}", "train")]
+                 if _matches(only, path.stem, record["variant"], f"train {name}", "train")]
     if not chosen and not runs:
         raise UserError(f"--only {only}: matches no case and no variant in {golden}")
     leeway = resize_leeway(recorded, rule)
