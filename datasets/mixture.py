@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -158,7 +158,7 @@ def clips_at_once(train: TrainConfig, ranks: int) -> int:
     return train.batch // parts
 
 
-def batches(mixture: Mixture, first: int, last: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+def batches(mixture: Mixture, first: int, last: int, rank: int = 0, ranks: int = 1) -> Generator[Batch, None, None]:
     """The micro-batches of this rank for steps ``first`` to ``last`` - 1, ``train.accumulate`` a step.
 
     Raises:

@@ -1,5 +1,6 @@
 """Runs: exact resumption, stops, micro-batches, divergence, damaged checkpoints, and what a run writes."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -124,6 +125,14 @@ def test_a_stop_request_ends_a_validation_which_resume_makes_up_for(data, tmp_pa
     assert newest(tmp_path / "run")["step"] == 2 and not lines(tmp_path / "run", "validation")
     quick_run(tmp_path / "run", resume=True)
     assert [step for step, _ in lines(tmp_path / "run", "validation")] == [2, 4]
+
+
+def test_a_stop_leaves_no_worker_behind(data, tmp_path):
+    """A worker that waits for work keeps the process from ending, whoever still holds the error."""
+    config = tiny(data, "train.validate_every=2", "train.steps=40", "data.workers=1")
+    with pytest.raises(Terminated, match="while it validates") as held:
+        quick_run(tmp_path / "run", config, stopped=lambda: validating(tmp_path / "run"))
+    assert held.value is not None and not multiprocessing.active_children()
 
 
 def validating(run) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,9 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
     if checkpoint is not None and validates() and not any(ranks.gather(
             journal is not None and journal.holds(step, "validation"))):
         scores = score()  # the run was killed meanwhile
-    loader = batches(mixture, step, last, ranks.rank, ranks.count)
-    with Progress(last, config.name, "step", step) if ranks.first else nullcontext() as progress:
+    # Closed on every way out: workers that wait for work would keep the process from ending.
+    with closing(batches(mixture, step, last, ranks.rank, ranks.count)) as loader, \
+            Progress(last, config.name, "step", step) if ranks.first else nullcontext() as progress:
         while step < last:
             began = time.perf_counter()
             try:
