@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError, UserErrors
-from datasets.own_video import OwnVideo
+from datasets.own_video import OwnVideo, object_mask
 from datasets.readers import write_labels
 
 SIZE = (48, 64)
@@ -154,3 +154,8 @@ def test_a_frame_that_breaks_meanwhile_is_named_when_its_turn_comes(folder, tmp_
     assert next(frames).stem == "9"
     with pytest.raises(UserError, match=r"10\.png"):
         next(frames)
+
+
+def test_a_mask_that_is_not_there_is_named_by_its_option(tmp_path):
+    with pytest.raises(UserError, match=r"--mask .*nothere.png: no such file"):
+        object_mask(tmp_path / "nothere.png")
