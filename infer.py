@@ -29,7 +29,7 @@ from inference.results import Outputs, claim, finished, identity, read_record, s
 from inference.runner import expected_bytes, run_videos
 from inference.sources import DatasetSource, OwnSource, Source
 from models import FAMILIES
-from models.memory import POLICIES
+from models.memory import build_policy
 from models.precision import autocast_notice
 
 
@@ -91,8 +91,8 @@ def announce(sources: Sequence[Source], waiting: Sequence[Source], config: Confi
         print(f"finished before and skipped: {len(sources) - len(waiting)} of {count_of(sources)}")
     for line in (line for source in waiting if isinstance(source, OwnSource) for line in source.notes):
         print(f"note: {line}", file=sys.stderr)
-    policy, memory = POLICIES[config.memory.policy], config.memory
-    keeps = policy.bounded and policy(memory).slots() > 0
+    policy, memory = build_policy(config.memory), config.memory
+    keeps = policy.bounded and policy.slots() > 0
     if waiting and keeps and all(0 < len(source) <= memory.gap for source in waiting):
         print(f"note: memory.policy={memory.policy} never gets a frame: no video is longer than "
               f"memory.gap={memory.gap}; set memory.gap=5, for example", file=sys.stderr)

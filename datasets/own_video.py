@@ -126,7 +126,7 @@ class OwnVideo:
 def object_mask(path: Path) -> np.ndarray:
     """Read a mask that a person made: ``(H, W)`` uint8 ids; 0 and 255 alone mean one object, id 1."""
     if not path.is_file():
-        raise UserError(f"--mask {path}: no such file; name a PNG, or FRAME:PNG for a later frame")
+        raise UserError(f"--mask {path}: the mask is missing; name a PNG, or FRAME:PNG for a later frame")
     labels = white_as_object(read_labels(path))
     void, objects = int((labels == IGNORE).sum()), int(((labels > 0) & (labels < IGNORE)).sum())
     if not void + objects:

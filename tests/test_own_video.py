@@ -157,5 +157,5 @@ def test_a_frame_that_breaks_meanwhile_is_named_when_its_turn_comes(folder, tmp_
 
 
 def test_a_mask_that_is_not_there_is_named_by_its_option(tmp_path):
-    with pytest.raises(UserError, match=r"--mask .*nothere.png: no such file"):
+    with pytest.raises(UserError, match=r"--mask .*nothere.png: the mask is missing; name a PNG"):
         object_mask(tmp_path / "nothere.png")
