@@ -12,6 +12,7 @@ import argparse
 import datetime
 import signal
 import sys
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -34,13 +35,15 @@ def main() -> None:
     keep_large_blocks()
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))  # the loop ends its step first
-    with joined_ranks(arguments.device, patience=VALIDATION) as ranks:
+    with joined_ranks(arguments.device, patience=VALIDATION) as ranks, ExitStack() as held:
         configs = chain(Path(arguments.config), arguments.settings)
         folder = Path(arguments.output or f"runs/{configs[-1].name}")
         if ranks.first:
             if not arguments.resume:  # the first stage looks at its own settings and data when it begins
                 attempted(partial(look, config, earlier, ranks.count) for earlier, config in pairwise(configs))
-            settle(folder, configs, arguments.resume, arguments.settings)
+            held.enter_context(settle(folder, configs, arguments.resume, arguments.settings))
+            if arguments.resume and not any(folder.glob("**/checkpoints/*.pt")):
+                print(f"note: {folder} has no checkpoint yet: this begins at the first step", file=sys.stderr)
         ranks.wait()
 
         def say(line: str) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from common.errors import UserError
 
@@ -65,6 +68,31 @@ def check_output_file(output: str | Path, inputs: Iterable[str | Path] = ()) -> 
     if Path(output).is_dir():
         raise UserError(f"{output}: is a folder; name a file to write")
     check_output_folder(Path(output).absolute().parent, inputs)
+
+
+def hold(folder: str | Path) -> IO[str]:
+    """Keep other processes from ``folder`` (made where it is missing) by a lock of ``folder/.lock``.
+
+    A POSIX record lock: the system lets go of it however the process ends, and loader workers do not inherit it. A
+    file system that knows no locks is said on standard error, and nothing is held.
+    Returns:
+        the locked file; the folder is held until it is closed.
+    Raises:
+        UserError: another process holds the folder.
+    """
+    path = Path(folder) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = open(path, "w")  # noqa: SIM115 (the caller closes it)
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            stream.close()
+            raise UserError(f"{folder}: another process writes there; let it end or stop it, or choose another "
+                            "--output") from error
+        print(f"note: {path}: no lock to be had ({error.strerror}): see that no second run writes to {folder}",
+              file=sys.stderr)
+    return stream
 
 
 def file_hash(path: str | Path) -> str:

@@ -1,5 +1,6 @@
 """Runs: exact resumption, stops, micro-batches, divergence, damaged checkpoints, and what a run writes."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -11,8 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from common import files
 from common.command import Terminated
 from common.errors import TrainingDiverged, UserError
+from common.files import hold, write_text
 from configs import dump_config, load_config
 from datasets.mixture import Mixture, batches
 from models import build_network, load_state, load_weights
@@ -408,6 +411,37 @@ def test_a_run_is_neither_overwritten_nor_changed(whole, data):
     with pytest.raises(UserError, match="only read"):
         quick_run(data / "run", tiny(data))
     assert not (data / "run").exists()
+
+
+def test_two_processes_do_not_train_in_one_folder(whole):
+    command = [sys.executable, "train.py", "--config", str(whole / "config.yaml"), "--output", str(whole), "--resume",
+               "--device", "cpu"]
+    before = sorted((file, file.stat().st_mtime_ns) for file in whole.rglob("*") if file.name != ".lock")
+    with hold(whole):
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"error: {whole}: another process writes")
+    assert sorted((file, file.stat().st_mtime_ns) for file in whole.rglob("*") if file.name != ".lock") == before
+    assert subprocess.run(command, cwd=REPOSITORY, capture_output=True).returncode == 0  # nobody holds it any more
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def refuse(stream, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "lockf", refuse)
+    hold(tmp_path / "run").close()
+    assert "No locks available" in capsys.readouterr().err
+
+
+def test_resuming_before_the_first_checkpoint_is_said(data, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "train.py", "--config", str(run / "config.yaml"), "--output", str(run), "--resume",
+               "--device", "cpu", "train.stop_at=1"]
+    write_text(run / "config.yaml", dump_config(tiny(data)))
+    (run / "tensorboard").mkdir()
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0 and f"note: {run} has no checkpoint yet" in done.stderr, done.stderr
+    assert "no checkpoint yet" not in subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True).stderr
 
 
 def test_an_encoder_that_neither_knows_nor_learns_is_said(data, tmp_path):

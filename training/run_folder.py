@@ -6,14 +6,14 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import check_output_folder, write_text, written_whole
+from common.files import check_output_folder, hold, write_text, written_whole
 from configs import Config, dump_config, load_config
 from datasets.mixture import all_sources
 from datasets.readers import DAVIS_PALETTE
@@ -21,8 +21,8 @@ from datasets.readers import DAVIS_PALETTE
 _COLOURS = np.array(DAVIS_PALETTE, np.uint8).reshape(-1, 3)
 
 
-def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) -> None:
-    """Begin a run's folder, or check that an earlier one can go on.
+def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) -> IO[str]:
+    """Begin a run's folder, or check that an earlier one can go on; either way keep other processes from it.
 
     The last configuration is the run's own; those before it are stages, each a run of its own in ``RUN/stages``, whose
     weights the next one starts from.
@@ -30,8 +30,11 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
     Args:
         configs: of a new run, in order; resume: the folder's own configurations hold, and ``settings`` may only name
             ``train.stop_at``, or what they say already; a run that was ended before its first step takes any.
+    Returns:
+        the lock of the folder: while it is open no other process can settle there.
     Raises:
-        UserError: a new run in the folder of another or in that of its data, or nothing to resume.
+        UserError: a new run in the folder of another or in that of its data, nothing to resume, or another process
+            trains there.
     """
     file = run / "config.yaml"
     written = ("**/checkpoints", "**/tensorboard", "**/weights.safetensors")  # by training itself
@@ -44,15 +47,15 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
             if key != "train.stop_at" and load_config(file, [text]) != kept:
                 raise UserError(f"{key}: cannot change in a resumed run, which keeps {file}; leave it out, or begin "
                                 "another run with another --output")
-        return
+        return hold(run)
     if begun:
         raise UserError(f"{run}: holds a run already; continue it with --resume, or choose another --output")
     check_output_folder(run, [source.root for config in configs for source in all_sources(config)])
-    if file.exists():  # a mistake ended that start before its first step, or it is somebody's own file
-        if file.read_text(encoding="utf-8") != dump_config(load_config(file)):
-            raise UserError(f"{file}: is no training run's, which would replace it; choose another --output")
-        for part in parts(run)[:-1]:
-            shutil.rmtree(part)
+    if file.exists() and file.read_text(encoding="utf-8") != dump_config(load_config(file)):
+        raise UserError(f"{file}: is no training run's, which would replace it; choose another --output")
+    lock = hold(run)
+    for part in parts(run)[:-1]:  # of a start that a mistake ended before its first step
+        shutil.rmtree(part)
     earlier = None
     for number, config in enumerate(configs, 1):
         part = run if config is configs[-1] else run / "stages" / f"{number}_{config.name}"
@@ -60,6 +63,7 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
             config.train.weights, config.train.after = str(earlier / "weights.safetensors"), None
         write_text(part / "config.yaml", dump_config(config))
         earlier = part
+    return lock
 
 
 def parts(run: Path) -> list[Path]:
