@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -119,6 +120,9 @@ def main() -> None:
     budget, out = BUDGETS[arguments.budget], Path(arguments.output)
     torch.set_num_threads(arguments.threads)
     rows = chosen_rows(arguments.rows)
+    if arguments.budget == "smoke":
+        print("note: --budget smoke shows that the command runs; its numbers say nothing of any memory",
+              file=sys.stderr)
     if arguments.untrained and not arguments.weights:
         raise UserError("--untrained: rows without training need weights; name some with --weights")
     if arguments.weights and not Path(arguments.weights).is_file():
@@ -272,7 +276,9 @@ def table(results: dict[str, list[dict]], silence: float) -> str:
         each = [numbers(found) for found in seeds]
 
         def cell(key: str, each: list[dict[str, float]] = each) -> str:
-            values = [value[key] for value in each]
+            values = [value[key] for value in each if not math.isnan(value[key])]
+            if not values:  # no object is ever away for so long
+                return "–"
             return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
         cells = [cell(key) for key in ("jf", "visible", "after", "drop", "false_alarm", "fps")]

@@ -89,7 +89,9 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         named = f" (`base` of {seen[-1]} names it, from its own folder)" if seen else ""
-        raise UserError(f"{path}: no such configuration file{named}; see configs/models and configs/recipes") from None
+        ours = next(FOLDER.glob(f"*/{path.stem}.yaml"), None)
+        hint = f"did you mean configs/{ours.relative_to(FOLDER)}?" if ours else "see configs/models and configs/recipes"
+        raise UserError(f"{path}: no such configuration file{named}; {hint}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that there is not

@@ -108,9 +108,10 @@ def score_all(plan: Plan, workers: int, advance: Callable[[int], None] | None = 
 def _missing_folders(plan: Plan) -> list[str]:
     problems = []
     for video in plan.videos:
-        for folder, what in ((video.truth, "true masks"), (video.prediction, "predictions")):
+        for folder, what, remedy in ((video.truth, "true masks", ""),
+                                     (video.prediction, "predictions", ", or score a part of the split (--videos)")):
             if video.stems and not folder.is_dir():
-                problems.append(f"{folder}: the folder with {len(video.stems)} {what} is missing; add it")
+                problems.append(f"{folder}: the folder with {len(video.stems)} {what} is missing; add it{remedy}")
     return problems
 
 

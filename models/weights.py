@@ -93,8 +93,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
             AttributeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: cannot be read as weights ({first[:120]}); the file is damaged, or holds code, "
-                        "which is never run: fetch it again") from error
+        raise UserError(f"{path}: cannot be read as weights ({first[:120]}); the file is none, is damaged, or "
+                        "holds code, which is never run: check the path, or fetch it again") from error
     inside = content.get("config") if isinstance(content, dict) else None
     for key in ("ema", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -114,6 +114,9 @@ def is_official(tensors: Mapping[str, Tensor]) -> bool:
 
 def recognise(tensors: Mapping[str, Tensor], path: str | Path) -> str:
     """The variant that an official state dict belongs to, by keys and shapes; B and L are alike, so L is returned."""
+    if not is_official(tensors) and any(map(UNUSED_IMAGENET.fullmatch, tensors)):
+        raise UserError(f"{path}: weights of an image classifier, where a training begins (model.encoder_weights); "
+                        "name here those of a network that segments")
     if not is_official(tensors):
         raise UserError(f"{path}: its keys are not the official ones and it carries no configuration; "
                         "say what it is with --model or --config")

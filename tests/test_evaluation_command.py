@@ -89,7 +89,7 @@ def test_all_problems_are_told_at_once(root):
     found = problems(root)
     assert len(found) == 6, found
     assert sum("frame_nums" in line for line in found) == 2
-    assert any("HMMe4u2P: the folder with 6 predictions is missing" in line for line in found)
+    assert any("HMMe4u2P: the folder with 6 predictions is missing; add it, or score a part" in line for line in found)
     assert any("(there is 00011.png" in line for line in found)
 
 

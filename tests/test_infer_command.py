@@ -150,6 +150,7 @@ def test_torchrun_shares_the_videos(weights, tmp_path):
     (("lr=1", "seed=1"), "lr: unknown key .* and the command line; did you mean 'train.lr'"),
     (("memory.polcy=fifo",), "memory.polcy: unknown key .* did you mean 'memory.policy'"),
     (("memory.policy=fifi",), "memory.policy: no policy 'fifi'"),
+    (("--config", "deaotl"), "deaotl: no such configuration file; did you mean configs/models/deaotl.yaml"),
     (("--model", "aotx"), "--model aotx: no such variant; did you mean"),
     (("--model", "deaott"), "holds weights of aott, not of deaott"),
     (("--split", "train"), "train"),

@@ -78,6 +78,7 @@ def test_table_says_spread_and_difference():
     text = table({"reference + local": baseline, "mine": better}, 49.73)
     assert "| nothing predicted | 49.7 | 0.0 |" in text
     assert "| mine | 70.0 ± 14.1 |" in text and "+15.0 [+15.0, +15.0]" in text and "2.00 MB" in text
+    assert "| 70.0 ± 14.1 | – | " in text, "no object comes back after a long absence"
     assert difference(baseline, baseline) == "–"
 
 

@@ -93,6 +93,13 @@ def test_damaged_files_are_named(content, suffix, tmp_path):
         load_weights(path, "aott")
 
 
+def test_an_encoder_is_not_taken_for_a_network(tmp_path):
+    tensors = {"features.0.0.weight": torch.zeros(1), "classifier.1.weight": torch.zeros(1)}
+    save_file(tensors, tmp_path / "net.safetensors")
+    with pytest.raises(UserError, match="weights of an image classifier"):
+        load_weights(tmp_path / "net.safetensors")
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     config = load_config(model_config_path("aott"))
     network = build_network(config)

@@ -132,7 +132,8 @@ def register_policy(name: str):
     def register(policy: type[Policy]) -> type[Policy]:
         taken = POLICIES.get(name, policy)
         if (taken.__module__, taken.__qualname__) != (policy.__module__, policy.__qualname__):
-            raise ValueError(f"memory.policy: '{name}' is the name of {taken.__module__}.{taken.__qualname__} already")
+            raise ValueError(f"{policy.__module__}.{policy.__qualname__} wants the name '{name}', which "
+                             f"{taken.__module__}.{taken.__qualname__} has; give it another")
         POLICIES[name] = policy
         return policy
 
