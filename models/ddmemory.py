@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.schema import Config, MemoryConfig
@@ -102,10 +103,11 @@ class DDMemory(AOT):
         (keys, values), filled = state.long.read(index, state.policy.may_decline)
         more_keys, more_values, bias = self.global_banks[index].read(state.extra.banks[index])
         marks = self.global_marks[index]
-        none = bias.new_zeros(keys.shape[:2])
-        bias = torch.cat([none if filled is None else none.masked_fill(~filled, -math.inf), bias], 1)[:, None, None]
+        bias = F.pad(bias, (keys.shape[1], 0))
+        if filled is not None:
+            bias[:, : keys.shape[1]].masked_fill_(~filled, -math.inf)
         more = tuple((part + mark).to(keys.dtype) for part, mark in zip((more_keys, more_values), marks, strict=True))
-        return (keys, values), more, bias.to(keys.dtype)
+        return (keys, values), more, bias[:, None, None].to(keys.dtype)
 
     def _write(self, state: State, shares: Tensor, certainty: Tensor) -> None:
         memory: GlobalState = state.extra

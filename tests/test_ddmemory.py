@@ -1,6 +1,7 @@
 """DDMemory (a reconstruction): the properties that protect its global memory, and what else must hold."""
 
 import io
+import math
 
 import pytest
 import torch
@@ -143,7 +144,9 @@ def test_bytes_are_constant(form):
             if frame in (10, 1000):
                 sizes.append((state.num_bytes(), len(vars(state.extra)), len(state.short)))
     assert sizes[0] == sizes[1]
-    assert all(torch.isfinite(tensor).all() for bank in state.extra.banks for tensor in bank)
+    for *tensors, last in state.extra.banks:
+        assert all(torch.isfinite(tensor).all() for tensor in tensors)
+        assert (last < math.inf).all(), "-inf is an empty place's"
 
 
 # 3. and 4. Absence.
@@ -215,7 +218,7 @@ def test_an_empty_place_is_like_nothing():
     bank = fresh_bank("dense", global_frames=1, global_elsewhere=1)
     state = bank.start(token_map(0, 1, 2, 3), owned_by(0, 0, 0, 1))
     nothing = torch.zeros(1, 4, 32), torch.ones(1, 4, 32)  # keys like those of empty places
-    (_, value, owner, _, count, _), _ = bank.write(state, nothing, owned_by(*[ELSEWHERE] * 4), torch.ones(1, 4))
+    (_, value, owner, _, count, *_), _ = bank.write(state, nothing, owned_by(*[ELSEWHERE] * 4), torch.ones(1, 4))
     filled = (owner == ELSEWHERE) & (count > 0)
     assert filled.any() and (value[filled] == 1).all()
 
@@ -225,7 +228,7 @@ def test_empty_places_do_not_change_what_is_alike():
     owns, alike = token_owners(shares_of(*TWO)), []
     for elsewhere in (0, 3):
         bank = fresh_bank("dense", global_frames=1, global_elsewhere=elsewhere)
-        key, _, owner, _, count, _ = bank.start(first, shares_of(*TWO))
+        key, _, owner, _, count, *_ = bank.start(first, shares_of(*TWO))
         alike.append(bank._likest(later[0], owns, key, owner, count))
     torch.testing.assert_close(*alike)
 

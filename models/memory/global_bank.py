@@ -114,11 +114,13 @@ class DenseBank(nn.Module):
 
     State: keys and values, (B, M, C) each; (B, M) owner of each token; (B, M) number of the write that used it last;
     (B, M) how many writes are in it, weighted by their certainty, at most ``model.global_writes``, 0 where nothing is;
-    (B, 12) tokens that each owner covered when it was seen last. A frame's token is known where it resembles a state
-    token of the same owner: the gate mixes it into that one. Otherwise it is new and replaces the token used least
-    recently of the owner that has most, so that what an absent object left behind stays. What frames without any
-    object show has places of its own, ``model.global_elsewhere`` frames' worth, and takes none of the others'
-    (equations: docs/memory.md, "the dense form").
+    (B, 12) tokens that each owner covered when it was seen last; (B, M) what a read adds to the scores (it follows
+    from the others, and there are more reads than writes).
+
+    A frame's token is known where it resembles a state token of the same owner: the gate mixes it into that one.
+    Otherwise it is new and replaces the token used least recently of the owner that has most, so that what an absent
+    object left behind stays. What frames without any object show has places of its own, ``model.global_elsewhere``
+    frames' worth, and takes none of the others' (equations: docs/memory.md, "the dense form").
     """
 
     def __init__(self, model: ModelConfig):
@@ -139,11 +141,12 @@ class DenseBank(nn.Module):
 
         key, value = (begun(precise(token)) for token in entry)
         owner, count = begun(owns, ELSEWHERE), begun(torch.ones_like(owns, dtype=key.dtype))
-        return key, value, owner, torch.zeros_like(owner), count, _areas(owns, torch.ones_like(shares[:, 0]))
+        area = _areas(owns, torch.ones_like(shares[:, 0]))
+        return key, value, owner, torch.zeros_like(owner), count, area, self._bias(owner, count, area)
 
     def write(self, state: tuple[Tensor, ...], entry: Entry, shares: Tensor,
               certainty: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        old_key, old_value, owner, used, count, area = state
+        old_key, old_value, owner, used, count, area, _ = state
         key, value = (precise(token) for token in entry)
         owns = token_owners(shares)  # (B, L)
         sure = certainty > 0
@@ -182,11 +185,12 @@ class DenseBank(nn.Module):
             enters = rank.isfinite().view(*rank.shape, *[1] * (kept.dim() - 2))
             return _put(kept, victims, torch.where(enters, _taken(new, entering), _taken(kept, victims)))
 
-        changed = (exchanged(new_key, key), exchanged(new_value, value), exchanged(owner, owns),
-                   exchanged(used, now.expand_as(owns)), exchanged(count, torch.ones_like(best)))
+        openness = mean.sum((1, 2)) / (count > 0).sum(1)  # (B,); empty places have no gate to speak of
+        new_key, new_value, owner = exchanged(new_key, key), exchanged(new_value, value), exchanged(owner, owns)
+        used, count = exchanged(used, now.expand_as(owns)), exchanged(count, torch.ones_like(best))
         seen = _areas(owns, sure.to(area.dtype))
-        held = (count > 0).sum(1)  # (B,); empty places have no gate to speak of
-        return (*changed, torch.where(seen > 0, seen, area)), mean.sum((1, 2)) / held
+        area = torch.where(seen > 0, seen, area)
+        return (new_key, new_value, owner, used, count, area, self._bias(owner, count, area)), openness
 
     def read(self, state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values, and what is added to the scores of each token, (B, M).
@@ -195,9 +199,12 @@ class DenseBank(nn.Module):
         owner weighs as much as in ``model.global_weight`` frames like that in which it was seen last, however many
         tokens it has: attention would else take an object that was seen for long, or in many looks, for a large one.
         """
-        key, value, owner, _, count, area = state
+        key, value, *_, bias = state
+        return key, value, bias
+
+    def _bias(self, owner: Tensor, count: Tensor, area: Tensor) -> Tensor:
         each = self.weight * area / _areas(owner, count).clamp_min(1)  # (B, 12), of one write
-        return key, value, each.clamp_min(1e-6).log().gather(1, owner) + count.log()
+        return each.clamp_min(1e-6).log().gather(1, owner) + count.log()
 
     @staticmethod
     @torch.no_grad()
