@@ -30,17 +30,20 @@ def model_config_path(name: str) -> Path:
     return FOLDER / "models" / f"{name}.yaml"
 
 
-def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), tree: Mapping | None = None) -> Config:
+def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), tree: Mapping | None = None,
+                model: str | None = None) -> Config:
     """Return the checked configuration.
 
     Args:
         path: a YAML file; its ``base:`` (relative to the file) is read first. None: the defaults.
         overrides: ``key.sub=value`` strings, values in YAML syntax; they win.
         tree: a plain tree (as kept inside weights) instead of a file.
+        model: the variant to take in place of the one on which the file is based.
     Raises:
         UserError(s): one line a problem, with key, file and nearest valid name.
     """
-    values: dict[str, Any] = dict(tree) if tree is not None else _read(Path(path)) if path is not None else {}
+    variant = model_config_path(model) if model is not None else None
+    values: dict[str, Any] = dict(tree) if tree is not None else _read(Path(path), variant) if path is not None else {}
     where = str(path) if path is not None else "the configuration"
     overrides = list(overrides)
     if overrides:
@@ -84,7 +87,21 @@ _Loader.add_implicit_resolver(
     list("-+0123456789"))
 
 
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def differences(config: Config, earlier: Config) -> list[str]:
+    """What ``config`` says otherwise than ``earlier``: lines like ``train.lr: 0.1 (was 0.2)``."""
+    now, before = (_flat(one.model_dump()) for one in (config, earlier))
+    return [f"{key}: {value} (was {before[key]})" for key, value in now.items() if value != before[key]]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _read(path: Path, variant: Path | None = None, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tree of a file and those below it; ``variant`` stands in for the file of configs/models among them."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
@@ -105,11 +122,16 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if isinstance(train, dict) and isinstance(train.get("after"), str):
         train["after"] = str(path.resolve().parent / train["after"])  # beside this file, whoever inherits it
     if base is None:
+        if variant is not None:
+            raise UserError(f"{path}: is based on no file of configs/models, which --model could replace; name one as "
+                            "its `base`")
         return values
     parent = (path.parent / str(base)).resolve()
+    if variant is not None and parent.parent == FOLDER / "models":
+        parent, variant = variant, None
     if parent in seen:
         raise UserError(f"{path}: `base` leads back to {parent}; break the circle")
-    return _merge(_read(parent, (*seen, path.resolve())), values)
+    return _merge(_read(parent, variant, (*seen, path.resolve())), values)
 
 
 def _merge(below: Mapping, above: Mapping) -> dict[str, Any]:

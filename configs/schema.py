@@ -25,10 +25,18 @@ class SourceConfig(Section):
 
     root: str  # data root, or the folder of images for static ones; relative to data.root where that is set
     split: str = "train"
-    kind: Literal["video", "static"] = "video"
+    kind: Literal["video", "static"] = "video"  # static: pictures, without split and steps between frames
     format: Literal["auto", "lvos", "davis", "youtube", "plain", "coco", "voc"] = "auto"
     repeat: Annotated[float, Field(gt=0)] = 1.0  # weight: how often each video is seen (DAVIS 5 beside YouTube-VOS 1)
     max_gap: Positive = 3  # largest step between frames of a clip: 3 YouTube-VOS, 12 DAVIS
+
+    @field_validator("max_gap")
+    @classmethod
+    def _of_videos(cls, gap: int, others: ValidationInfo) -> int:
+        if others.data.get("kind") == "static" and (gap != 3 or others.data.get("split") != "train"):
+            raise ValueError("pictures (kind: static) have neither splits nor steps between frames; leave out "
+                             "`split` and `max_gap`")
+        return gap
 
 
 class DataConfig(Section):

@@ -3,10 +3,12 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +18,8 @@ from common import files
 from common.command import Terminated
 from common.errors import TrainingDiverged, UserError
 from common.files import hold, write_text
-from configs import dump_config, load_config
+from common.ranks import Ranks
+from configs import dump_config, load_config, model_config_path
 from datasets.mixture import Mixture, batches
 from models import build_network, load_state, load_weights
 from models.encoders import PaddedSwinBlock
@@ -27,8 +30,9 @@ from tools.plot_run import hours, page, read_metrics, stages
 from train import chain, look
 from training.checkpoints import checkpoints, load_newest, save_checkpoint
 from training.clip_model import ClipModel
+from training.learner import Learner
 from training.optimiser import Average
-from training.run_folder import Journal, reopened, settle
+from training.run_folder import Journal, parts, reopened, settle
 from training.validation import _scores, validation_root
 
 
@@ -139,7 +143,7 @@ def test_a_stop_leaves_no_worker_behind(data, tmp_path):
 
 
 def validating(run) -> bool:
-    return (run / "val").exists()
+    return bool(checkpoints(run / "checkpoints"))  # the first is written right before the first validation
 
 
 def test_a_last_validation_that_was_killed_is_made_up_for(data, tmp_path, monkeypatch):
@@ -290,15 +294,43 @@ def test_a_stale_local_memory_knows_the_reference_only(data):
 
 def test_an_infinite_loss_stops_and_keeps_the_batch(data, tmp_path):
     config = tiny(data, "train.lr=1e30", "train.warmup=0", "train.weight_decay=0")
-    with pytest.raises(TrainingDiverged, match="its batch is kept"):
+    with pytest.raises(TrainingDiverged, match="its clips are kept"):
         quick_run(tmp_path / "run", config)
     kept = torch.load(next((tmp_path / "run").glob("diverged_step_*")), weights_only=True)
     assert kept["frames"].shape[:2] == (3, 2) and kept["objects"]
 
 
+def test_a_loss_that_diverges_later_leaves_the_weights_from_before(data, tmp_path, monkeypatch):
+    losses = iter([1.0, 1.0, float("nan")])
+    forward = ClipModel.forward
+    monkeypatch.setattr(ClipModel, "forward", lambda *given: (found := forward(*given)) and {
+        **found, "loss": found["loss"] * next(losses)})
+    with pytest.raises(TrainingDiverged, match="loss of step 3 is nan"):
+        quick_run(tmp_path / "run", tiny(data, "train.checkpoint_every=100"))
+    assert newest(tmp_path / "run")["step"] == 2
+    assert [file.name for file in (tmp_path / "run").glob("*.pt")] == ["diverged_step_0000003_rank_0_part_0.pt"]
+
+
+def test_every_micro_batch_at_fault_is_kept(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
+    with pytest.raises(TrainingDiverged):
+        quick_run(tmp_path / "run", tiny(data, "train.accumulate=2"))
+    assert len(list((tmp_path / "run").glob("diverged_step_0000001_rank_0_part_*.pt"))) == 2
+
+
+def test_half_precision_without_any_finite_gradient_ends(data, tmp_path, monkeypatch):
+    config = tiny(data)
+    learner = Learner(build_network(config), config, tmp_path, Ranks(0, 1, torch.device("cpu")))
+    batch = SimpleNamespace(frames=torch.zeros(1))
+    for scale, ends in ((1.0, False), (1e-5, True)):
+        learner.scaler = SimpleNamespace(is_enabled=lambda: True, get_scale=lambda scale=scale: scale)
+        with pytest.raises(TrainingDiverged) if ends else nullcontext():
+            learner._check(0, 1.0, float("inf"), [1.0], [batch])
+
+
 def test_an_infinite_gradient_stops_before_it_reaches_the_weights(data, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
-    with pytest.raises(TrainingDiverged, match="gradient of step 0"):
+    with pytest.raises(TrainingDiverged, match="gradient of step 1"):
         quick_run(tmp_path / "run", tiny(data))
     assert list((tmp_path / "run").glob("diverged_step_*")) and not checkpoints(tmp_path / "run" / "checkpoints")
 
@@ -444,6 +476,31 @@ def test_resuming_before_the_first_checkpoint_is_said(data, tmp_path):
     assert "no checkpoint yet" not in subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True).stderr
 
 
+def test_a_resumed_run_may_be_told_where_the_data_lie_and_needs_no_recipe(whole, data, tmp_path):
+    shutil.copytree(data, tmp_path / "moved")
+    run = tmp_path / "run"
+    quick_run(run, tiny(data, "train.stop_at=2"))
+    write_text(run / "checkpoints" / ".step_0000003.1.part.pt", "half a checkpoint")
+    done = subprocess.run([sys.executable, "train.py", "--resume", "--output", str(run), "--device", "cpu",
+                           f"data.root={tmp_path}/moved", "data.workers=1"], cwd=REPOSITORY, capture_output=True,
+                          text=True, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    assert done.returncode == 0 and "is not as it was" not in done.stderr, done.stderr
+    assert same(weights(run), weights(whole))
+    assert not list((run / "checkpoints").glob(".*"))
+    refused = subprocess.run([sys.executable, "train.py", "--resume"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert refused.returncode == 2 and "--resume and the run's folder" in refused.stderr
+
+
+def test_a_configuration_edited_between_two_parts_of_a_run_is_said(data, tmp_path):
+    run = tmp_path / "run"
+    quick_run(run, tiny(data, "train.stop_at=2"))
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("steps: 4", "steps: 6"))
+    said: list[str] = []
+    quick_run(run, resume=True, settings=["train.stop_at=3"], say=said.append)
+    assert [line for line in said if line.endswith("as it was at that step: train.steps: 6 (was 4)")]
+
+
 def test_an_encoder_that_neither_knows_nor_learns_is_said(data, tmp_path):
     for frozen, notes in (("all", 1), ("false", 0)):
         said: list[str] = []
@@ -541,13 +598,38 @@ def test_a_chain_starts_each_stage_from_the_one_before_and_a_stop_means_the_last
     assert load_config(run / "config.yaml").train.weights == str(first / "weights.safetensors")
 
 
+def test_a_chain_that_was_moved_finds_its_stages(tmp_path):
+    (tmp_path / "first.yaml").write_text("name: first\n")
+    (tmp_path / "second.yaml").write_text("name: second\ntrain: {after: first.yaml, stop_at: 7}\n")
+    settle(tmp_path / "run", chain(tmp_path / "second.yaml", [f"data.root={tmp_path}/data"]), False, []).close()
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    first, last = parts(moved)
+    told = ["train.stop_at=9", "data.root=there"]
+    assert reopened(moved, last).train.weights == str(moved / "stages" / "1_first" / "weights.safetensors")
+    assert reopened(moved, first, settings=told).data.root == reopened(moved, last, settings=told).data.root == "there"
+    assert [reopened(moved, part, settings=told).train.stop_at for part in (first, last)] == [None, 9]
+
+
+def test_another_variant_takes_the_place_of_the_base_in_every_stage():
+    pre, main = chain(REPOSITORY / "configs" / "recipes" / "pre_ytb_dav.yaml", [], "r50_deaotl")
+    as_it_is = chain(REPOSITORY / "configs" / "recipes" / "pre_ytb_dav.yaml", [])
+    for config, other in zip((pre, main), as_it_is, strict=True):
+        assert config.model == load_config(model_config_path("r50_deaotl")).model
+        assert (config.train.lr, config.train.steps, config.data) == (other.train.lr, other.train.steps, other.data)
+    assert (pre.train.lr_min, main.train.lr_min) == (2e-5, 1e-5)  # facts, section 8.4
+    with pytest.raises(UserError, match="did you mean 'r50_aotl'"):
+        chain(REPOSITORY / "configs" / "recipes" / "ytb.yaml", [], "r50_aot")
+    with pytest.raises(UserError, match="based on no file of configs/models"):
+        chain(REPOSITORY / "configs" / "base.yaml", [], "aots")
+
+
 def test_a_stop_in_a_file_holds_for_the_run_that_begins(tmp_path):
     file = tmp_path / "short.yaml"
     file.write_text("train: {stop_at: 3}\n")
     settle(tmp_path / "run", chain(file, [f"data.root={tmp_path}/data"]), False, [])
-    assert reopened(tmp_path / "run", resume=False).train.stop_at == 3
-    assert reopened(tmp_path / "run").train.stop_at is None
-    assert reopened(tmp_path / "run", settings=["train.stop_at=5"]).train.stop_at == 5
+    assert reopened(tmp_path / "run", tmp_path / "run", resume=False).train.stop_at == 3
+    assert reopened(tmp_path / "run", tmp_path / "run").train.stop_at is None
+    assert reopened(tmp_path / "run", tmp_path / "run", settings=["train.stop_at=5"]).train.stop_at == 5
 
 
 def test_a_stage_that_stops_early_hands_its_weights_on(data, tmp_path):

@@ -30,7 +30,7 @@ def quick_run(run: Path, config=None, resume: bool = False, settings=(), device=
     settle(run, [config] if config else [], resume, list(settings))
     with joined_ranks(device) as ranks:
         for part in parts(run):
-            train(reopened(part, settings=list(settings)) if resume else config, part, ranks, **options)
+            train(reopened(run, part, settings=list(settings)) if resume else config, part, ranks, **options)
 
 
 def lines(run: Path, *names: str) -> list[tuple]:

@@ -28,6 +28,10 @@ from training.run_folder import save_batch
 REMEDY = ("begin another run, with --output, a lower train.lr or train.amp=none, and train.weights=CHECKPOINT to start "
           "from its weights")
 
+# The scaler of half precision leaves out a step whose gradient overflows, and halves its scale, which begins at 65536
+# and normally stays above 1. Below this one the gradient is not finite at any scale.
+LEAST_SCALE = 1e-4
+
 
 @dataclass(frozen=True)
 class Step:
@@ -130,13 +134,14 @@ class Learner:
         """Stop where the mean loss over all ranks is not finite, or the gradient; keep the batches that made it so."""
         if not math.isfinite(loss):
             what, value = "loss", loss
-            guilty = [batch for batch, own in zip(batches, losses, strict=True) if not math.isfinite(own)]
-        elif not math.isfinite(norm) and not self.scaler.is_enabled():  # the scaler leaves out such steps itself
-            what, value, guilty = "gradient", norm, batches[-1:]
+            guilty = [not math.isfinite(own) for own in losses]
+        elif not math.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() > LEAST_SCALE):
+            what, value, guilty = "gradient", norm, [True] * len(batches)  # any of them
         else:
             return
-        for batch in guilty:
-            save_batch(self.run, number, self.ranks.rank, batch)
-        kept = self.run / f"diverged_step_{number:07d}_rank_*.pt"
-        raise TrainingDiverged(f"{self.run}: the {what} of step {number} is {value}; its batch is kept in {kept}, and "
-                               f"the last checkpoint is from before; {REMEDY}")
+        name = f"diverged_step_{number + 1:07d}"
+        for part in (part for part, at_fault in enumerate(guilty) if at_fault):
+            save_batch(self.run / f"{name}_rank_{self.ranks.rank}_part_{part}.pt", batches[part])
+        raise TrainingDiverged(f"{self.run}: the {what} of step {number + 1} is {value}; its clips are kept in "
+                               f"{self.run / name}_*.pt, the weights before it in the last checkpoint, if there were "
+                               f"steps before; {REMEDY}")

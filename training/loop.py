@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from common.command import Terminated
-from common.errors import UserError, UserErrors
+from common.errors import TrainingDiverged, UserError, UserErrors
 from common.progress import Progress
 from common.ranks import Ranks
-from configs import Config, dump_config
+from configs import Config, differences, dump_config, load_config
 from datasets.check import check_videos
 from datasets.mixture import Mixture, batches, clips_at_once
 from models import Network, build_network, load_state, load_weights, save_weights
@@ -70,6 +71,8 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
         learner.load(checkpoint)
         step, recent = checkpoint["step"], checkpoint["recent"]
         say(f"continuing from step {step}")
+        for line in changed(config, checkpoint["config"]):
+            say(f"note: {run / 'config.yaml'} is not as it was at that step: {line}")
     journal = Journal(run, step) if ranks.first else None
 
     def save() -> None:
@@ -102,7 +105,7 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
             began = time.perf_counter()
             try:
                 done = learner.step(step, loader, stopped)
-            except UserError:  # a file that cannot be used costs no step that was done
+            except (UserError, TrainingDiverged):  # which cost no step that was done
                 if step:
                     save()
                 raise
@@ -135,6 +138,15 @@ def train(config: Config, run: Path, ranks: Ranks, stopped: Callable[[], bool] =
             "; --resume goes on to the end, and writes the weights"))
     ranks.wait()
     return scores
+
+
+def changed(config: Config, text: str) -> list[str]:
+    """What a run's configuration says otherwise than at its checkpoint, where it was ``text``; where the data lie, how
+    they are read and where the training stops may differ."""
+    before = load_config(tree=yaml.safe_load(text))
+    before.data.root, before.data.workers = config.data.root, config.data.workers
+    before.train.stop_at, before.train.weights = config.train.stop_at, config.train.weights
+    return differences(config, before)
 
 
 def metrics(recent: list[list[float]], lr: float, batch: int) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ from configs import Config, dump_config, load_config
 from datasets.mixture import all_sources
 from datasets.readers import DAVIS_PALETTE
 
+FREE = ("train.stop_at", "data.root", "data.workers")  # what a resumed run may be told anew
 _COLOURS = np.array(DAVIS_PALETTE, np.uint8).reshape(-1, 3)
 
 
@@ -29,7 +31,8 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
 
     Args:
         configs: of a new run, in order; resume: the folder's own configurations hold, and ``settings`` may only name
-            ``train.stop_at``, or what they say already; a run that was ended before its first step takes any.
+            what cannot change the result (:data:`FREE`), or what they say already; a run that was ended before its
+            first step takes any.
     Returns:
         the lock of the folder: while it is open no other process can settle there.
     Raises:
@@ -41,19 +44,19 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
     begun = file.exists() and any(path for pattern in written for path in run.glob(pattern))
     if resume and not file.is_file():
         raise UserError(f"{file}: nothing to resume there; start without --resume")
-    if resume and (begun or not settings):
+    if resume and (begun or not settings or not configs):
         kept = load_config(file)
         for key, text in ((text.partition("=")[0], text) for text in settings):
-            if key != "train.stop_at" and load_config(file, [text]) != kept:
+            if key not in FREE and load_config(file, [text]) != kept:
                 raise UserError(f"{key}: cannot change in a resumed run, which keeps {file}; leave it out, or begin "
                                 "another run with another --output")
-        return hold(run)
+        return _take(run)
     if begun:
         raise UserError(f"{run}: holds a run already; continue it with --resume, or choose another --output")
     check_output_folder(run, [source.root for config in configs for source in all_sources(config)])
     if file.exists() and file.read_text(encoding="utf-8") != dump_config(load_config(file)):
         raise UserError(f"{file}: is no training run's, which would replace it; choose another --output")
-    lock = hold(run)
+    lock = _take(run)
     for part in parts(run)[:-1]:  # of a start that a mistake ended before its first step
         shutil.rmtree(part)
     earlier = None
@@ -66,17 +69,35 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
     return lock
 
 
+def _take(run: Path) -> IO[str]:
+    """Hold the folder, and remove checkpoints that a killed process left half-written."""
+    lock = hold(run)
+    for left in run.glob("**/checkpoints/.*.part*"):
+        left.unlink()
+    return lock
+
+
 def parts(run: Path) -> list[Path]:
     """The folders of a run's stages in order, its own last."""
     found = [file.parent for file in (run / "stages").glob("[0-9]*_*/config.yaml")]
     return [*sorted(found, key=lambda part: int(part.name.split("_")[0])), run]
 
 
-def reopened(part: Path, resume: bool = True, settings: list[str] | None = None) -> Config:
-    """The configuration in a run's folder; where the run is resumed, with the stop of ``settings``, else with none.
-    (A stage before the last keeps its own: ``resume`` is false there.)"""
-    stop = [text for text in settings or [] if text.startswith("train.stop_at=")]
-    return load_config(part / "config.yaml", (stop or ["train.stop_at=null"]) if resume else [])
+def reopened(run: Path, part: Path, resume: bool = True, settings: Iterable[str] = ()) -> Config:
+    """The configuration of a stage of ``run``, or of its own.
+
+    Where the run is resumed what ``settings`` say of :data:`FREE` holds, and a stop that they do not name is none. (A
+    stage before the last keeps its own stop.) A stage starts from the one before, wherever the run lies by now.
+    """
+    told = [text for text in settings if text.partition("=")[0] in FREE] if resume else []
+    if part != run:
+        told = [text for text in told if not text.startswith("train.stop_at=")]
+    elif resume:
+        told = ["train.stop_at=null", *told]
+    config = load_config(part / "config.yaml", told)
+    if earlier := parts(run)[: parts(run).index(part)]:
+        config.train.weights = str(earlier[-1] / "weights.safetensors")
+    return config
 
 
 class Journal:
@@ -129,13 +150,11 @@ class Journal:
         self.board.close()
 
 
-def save_batch(run: Path, step: int, rank: int, batch: Any) -> Path:
+def save_batch(path: Path, batch: Any) -> None:
     """Keep the batch of a step whose loss is not finite: a torch file with frames, masks and the rest."""
-    path = run / f"diverged_step_{step:07d}_rank_{rank}.pt"
     with written_whole(path) as beside:
         torch.save({key: value.cpu() if isinstance(value, Tensor) else value for key, value in vars(batch).items()},
                    beside)
-    return path
 
 
 def _finite(value: Any) -> Any:

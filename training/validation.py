@@ -24,6 +24,8 @@ from models import build_network, load_state
 def validation_root(config: Config) -> Path | None:
     """The data root to validate on: ``train.validate_root``, else ``data.root`` where it has the split; or None."""
     train, root = config.train, config.data.root
+    if train.validate_split == "none":
+        return None
     if train.validate_root is not None:
         return Path(train.validate_root)
     names = split_names(train.validate_split, train.validate_split)
