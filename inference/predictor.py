@@ -296,10 +296,11 @@ class Predictor:
             judged = state.policy.needs_evidence and state.offers_next
             evidence = gather_evidence(logits, self.network.align_corners) if judged or inspected else None
             watch = Watch(self.network, state, self._frame) if inspected else None
-            mass = watch.mass(tokens, state) if watch is not None else None
+            if watch is not None:
+                watch.look(tokens, state)
             view.states[group] = self.network.memorise(tokens, part, state, evidence)
             if watch is not None:
-                self._notes.append(watch.note(view.states[group], mass, evidence, tokens))
+                self._notes.append(watch.note(view.states[group], evidence))
 
     def _inspected(self, view: View) -> bool:
         return self.inspect and view.number == 0

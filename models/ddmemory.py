@@ -84,18 +84,21 @@ class DDMemory(AOT):
         self._write(state, shares, torch.ones_like(shares[:, 0]))
         return state
 
-    def describe_extra(self, tokens: list[Tokens], state: State) -> dict[str, Tensor]:
-        """At a frame that was written: openness of the gate, certainty inside the objects, and share of the first
-        block's attention that the global memory receives (0..1)."""
+    def describe_write(self, state: State) -> dict[str, Tensor]:
+        """At a frame that was written: openness of the gate, and certainty inside the objects (0..1)."""
         memory: GlobalState = state.extra
         if memory.last_write != state.frame:
             return {}
+        return {"openness": memory.openness.mean(), "confidence": memory.confidence.mean()}
+
+    def describe_read(self, tokens: list[Tokens], state: State) -> dict[str, Tensor]:
+        """Share of the first block's long-term attention that the global memory receives (0..1)."""
         query = tokens[0][0]
         (keys, _), (more, _), bias = self._both(0, state)
         # Read as values, zeros and ones sum the weights of the global memory.
         of_global = torch.cat([torch.zeros_like(keys), torch.ones_like(more)], 1)
         share = attend(query, torch.cat([keys, more], 1).to(query.dtype), of_global.to(query.dtype), self.heads, bias)
-        return {"openness": memory.openness.mean(), "confidence": memory.confidence.mean(), "share": share.mean()}
+        return {"share": share.mean()}
 
     def _both(self, index: int, state: State) -> tuple[Entry, Entry, Tensor]:
         """Keys and values of the long-term memory and of the global memory, (B, ., C), and what is added to the scores

@@ -182,8 +182,13 @@ class Network(nn.Module):
         """Logits (B, 1 + n, h4, w4) of the latest reference frame itself: what the auxiliary loss trains."""
         return self._decode(features, state.reference, state)
 
-    def describe_extra(self, tokens: list[Tokens], state: State) -> dict[str, Tensor]:
-        """What inspection should say of ``state.extra`` after a frame: 0-d tensors by name; nothing by default."""
+    def describe_read(self, tokens: list[Tokens], state: State) -> dict[str, Tensor]:
+        """What inspection should say of how the frame of ``tokens`` reads ``state.extra``: 0-d tensors by name; nothing
+        by default."""
+        return {}
+
+    def describe_write(self, state: State) -> dict[str, Tensor]:
+        """The same of what the latest frame wrote to ``state.extra``."""
         return {}
 
     def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:

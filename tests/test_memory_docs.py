@@ -14,6 +14,7 @@ from inference import Predictor
 from models import build_network
 from models.memory import POLICIES, Bank, Candidate, Evidence, build_policy
 
+OURS = 11  # policies that the page lists; somebody's own need not stand there
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "memory.md"
 
 
@@ -22,12 +23,15 @@ def surest(tmp_path):
     """The printed file, imported; its name is forgotten afterwards."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(code.splitlines()) <= 32  # a rule is about thirty lines
+    taken = POLICIES.pop("surest", None)  # by somebody who followed the page
     path = tmp_path / "surest.py"
     path.write_text(code)
     spec = importlib.util.spec_from_file_location("surest", path)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     yield "surest"
     del POLICIES["surest"]
+    if taken is not None:
+        POLICIES["surest"] = taken
 
 
 def frame(seed: int) -> torch.Tensor:
@@ -68,7 +72,7 @@ def test_the_printed_policy_never_looks_at_values(surest):
 def test_every_policy_and_key_of_the_page_exists():
     page = PAGE.read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([a-z0-9_]+)` \|", page, re.MULTILINE)
-    assert sorted(rows) == sorted(POLICIES)
+    assert set(rows) <= set(POLICIES) and len(rows) == len(set(rows)) == OURS
     keys = set(re.findall(r"`((?:memory|model|train)\.[a-z_]+)`", page))
     config = load_config()
     for key in keys:

@@ -16,7 +16,7 @@ from models.memory.policies.quality import AbsenceAware, Quality, frame_quality
 from models.memory.policies.relevance import MostUsed, RMem
 
 BOUNDED = sorted(name for name, policy in POLICIES.items() if policy.bounded)
-UNSAFE = {"lvos6", "fifo_official"}  # they lose references, which is their point
+UNSAFE = {name for name, policy in POLICIES.items() if not policy.protects_references}  # which is their point
 
 
 def entries(value: float = 0.0, tokens: int = 4, channels: int = 8) -> list:
@@ -76,6 +76,21 @@ def test_a_name_belongs_to_one_rule():
     with pytest.raises(ValueError, match=r"wants the name 'fifo', which models\.memory\.\S+ has"):
         register_policy("fifo")(type("Other", (POLICIES["uniform"],), {}))
     assert POLICIES["fifo"].__name__ != "Other"
+
+
+def test_a_bank_of_references_alone_keeps_them():
+    stream = Stream("fifo", 2)
+    stream.bank.reference[:-1] = stream.bank.filled[:-1] = True
+    assert stream.policy.pick(stream.bank, torch.zeros(4)) == stream.bank.capacity
+
+
+def test_a_reference_has_no_scores_to_judge():
+    with pytest.raises(UserError, match="a reference frame has no scores"):
+        POLICIES["quality"].evidence(Candidate(5, entries()[0][0], 2, True))
+
+
+def test_only_the_official_rules_lose_references():
+    assert {name for name in UNSAFE if POLICIES[name].__module__.startswith("models.")} == {"lvos6", "fifo_official"}
 
 
 # The official rules: facts/memory.md, sections 1 to 3.
@@ -140,14 +155,20 @@ class ScriptedRMem(RMem):
         table = {15: {0: .5, 5: .1, 10: .4}, 20: {0: .45, 10: .35, 15: .2}, 25: {0: .4, 10: .3, 20: .3}}
         return torch.tensor([table[candidate.frame].get(frame, 0.0) for frame in bank.frame.tolist()])
 
+    def pick(self, bank, score):
+        self.scores = {frame: round(-value, 2) for frame, value in zip(bank.frame.tolist(), score.tolist(), strict=True)
+                       if value}
+        return super().pick(bank, score)
+
 
 def test_rmem_adds_freshness_to_relevance():
     stream = Stream(ScriptedRMem(MemoryConfig(policy="rmem", capacity=2)))
     stream.offer(5)
     stream.offer(10)
-    assert stream.offer(15) == [15, 10, 0]
-    assert stream.offer(20) == [20, 10, 0]
-    assert stream.offer(25) == [25, 20, 0]
+    for frame, stored, scores in ((15, [15, 10, 0], {0: 1.07, 5: .73, 10: 1.03}),
+                                  (20, [20, 10, 0], {0: 1.09, 10: 1.02, 15: .86}),
+                                  (25, [25, 20, 0], {0: 1.06, 10: .96, 20: .98})):
+        assert stream.offer(frame) == stored and stream.policy.scores == scores
 
 
 def test_rmem_keeps_what_the_objects_look_at():
@@ -166,9 +187,10 @@ def test_rmem_keeps_what_the_objects_look_at():
 
 
 def test_most_used_divides_usage_by_age():
+    worth = {0: .1, 5: .5, 10: .2, 15: .3, 20: .4}
+
     class Scripted(MostUsed):
         def attention_received(self, bank, candidate, weight=None):
-            worth = {0: .1, 5: .5, 10: .2, 15: .3, 20: .4}
             return torch.tensor([worth[frame] for frame in bank.frame.tolist()])
 
     stream = Stream(Scripted(MemoryConfig(policy="most_used", capacity=2)))
@@ -177,6 +199,11 @@ def test_most_used_divides_usage_by_age():
     assert stream.offer(15) == [15, 5, 0]  # 5: .5, 10: .2
     assert stream.offer(20) == [20, 5, 0]  # 15 is used less than 5 per offer, however short its life
     assert stream.bank.record("age")[:3].tolist() == [4, 3, 0]
+    worth |= {5: .3, 15: .4}
+    stream = Stream(Scripted(MemoryConfig(policy="most_used", capacity=2)))
+    for frame in (5, 10, 15):
+        stream.offer(frame)
+    assert stream.offer(20) == [20, 15, 0]  # 5 received .9 in all, 15 only .4, but .3 and .4 per offer
 
 
 def test_attention_received_sums_to_one_and_finds_the_alike_frame():
@@ -201,6 +228,8 @@ def test_diversity_takes_the_swap_of_largest_determinant():
     gram = torch.tensor([[1, .9, 0], [.9, 1, 0], [0, 0, 1]])
     gain = swap_gain(gram, torch.tensor([.6, .2, 0]), torch.tensor([True, True, False]))
     assert math.isclose(math.exp(gain[1]), .64 / .19, rel_tol=1e-5)
+    gain = swap_gain(gram, torch.tensor([.9, 0, 0]), torch.tensor([True, True, True]))
+    assert math.isclose(math.exp(gain[2]), .62 / .19, rel_tol=1e-5)  # |det|: here it is -.62
 
 
 class ScriptedDiversity(Diversity):
@@ -235,11 +264,26 @@ def test_quality_reproduces_qdmn():
             return evidence.confidence[0]
 
     stream = Stream(Scripted(MemoryConfig(policy="quality", capacity=4)))
-    for frame, value in zip(range(5, 30, 5), (.95, .90, .60, .92, .85), strict=True):
+    for frame, value in zip(range(5, 20, 5), (.95, .90, .60), strict=True):
+        stream.offer(frame, evidence(confidence=(value,)))
+    assert stream.frames() == [10, 5, 0]  # .60 is no more than .75 of .95, though not of .90, the latest; .90 is
+    for frame, value in zip((20, 25), (.92, .85), strict=True):
         stream.offer(frame, evidence(confidence=(value,)))
     assert stream.frames() == [25, 20, 10, 5, 0]  # .60 was too poor; insertion numbers 1, 2, 3, 4
     assert stream.offer(30, evidence(confidence=(.97,))) == [30, 25, 20, 5, 0]  # numbers 1, 3, 4, 5
     assert stream.offer(35, evidence(confidence=(.99,))) == [35, 30, 25, 20, 0]  # numbers 3, 4, 5, 6
+
+
+def test_quality_compares_with_the_best_and_counts_what_is_written():
+    class Scripted(Quality):
+        def quality(self, evidence):
+            return evidence.confidence[0]
+
+    stream = Stream(Scripted(MemoryConfig(policy="quality", capacity=4)))
+    for frame, value in zip(range(5, 35, 5), (.95, .90, .70, .70, .92, .90), strict=True):
+        stream.offer(frame, evidence(confidence=(value,)))
+    assert stream.frames() == [30, 25, 10, 5, 0]  # .70 is less than .75 of .95, though not of .90, the latest before it
+    assert sorted(stream.bank.record("order")[stream.bank.filled].tolist()) == [0, 1, 2, 3, 4]  # 0: the reference
 
 
 def test_frame_quality_is_zero_without_a_target_and_falls_with_entropy():
@@ -263,6 +307,22 @@ def test_absence_aware_keeps_frames_with_a_rival():
         stream.offer(frame, evidence(rival=0.5 if frame in (10, 20) else 0.0))
     assert stream.frames() == [45, 40, 20, 10, 0]
     assert stream.offer(50, evidence(rival=0.5)) == [50, 45, 40, 20, 0]  # the oldest anchor leaves
+
+
+def test_absence_aware_gives_up_anchors_of_which_there_are_too_many():
+    stream = Stream("absence_aware", 4)
+    for frame in range(5, 25, 5):
+        stream.offer(frame, evidence(rival=0.5))
+    assert stream.frames() == [20, 15, 10, 5, 0]  # while there is room
+    for frame in range(25, 50, 5):
+        stream.offer(frame, evidence())
+    assert stream.frames() == [45, 40, 20, 15, 0]  # half of the capacity
+
+
+def test_absence_aware_takes_what_covers_too_little_for_absent():
+    for share, stored in ((0.9e-3, [0]), (1.1e-3, [5, 0])):
+        policy = AbsenceAware(MemoryConfig(policy="absence_aware", min_presence=1e-3))
+        assert Stream(policy).offer(5, evidence(presence=(share,))) == stored
 
 
 def test_absence_aware_is_a_rule_of_its_configuration():

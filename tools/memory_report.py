@@ -167,8 +167,8 @@ def timeline(group: list[tuple[int, dict[str, Any]]], frames: list[Held], truth:
     gate = [(number, record["global"]) for number, record in group if "global" in record]
     for key, label in (("openness", "global: gate openness"), ("confidence", "global: confidence"),
                        ("share", "global: share of the read")):
-        if gate:
-            lines.append((label, strip([(number, value[key]) for number, value in gate], "#b8860b")))
+        if told := [(number, value[key]) for number, value in gate if key in value]:
+            lines.append((label, strip(told, "#b8860b")))
     for one in frames:
         until = end + 1 if one.last is None else one.last
         shapes = bar(one.first, until, "#222" if one.reference else "#999", 0.35)

@@ -41,7 +41,8 @@ class GlobalState:
     Attributes:
         banks: each block's state tensors.
         last_write: number of the frame that was written last, a Python int.
-        openness: (B,) mean of the update gate at the latest write; confidence: (B,) of the frame written then.
+        openness: (B,) share of what is held that the latest write replaced, by the update gate or wholly; confidence:
+            (B,) of the frame written then.
     """
 
     banks: list[tuple[Tensor, ...]]
@@ -185,9 +186,9 @@ class DenseBank(nn.Module):
             enters = rank.isfinite().view(*rank.shape, *[1] * (kept.dim() - 2))
             return _put(kept, victims, torch.where(enters, _taken(new, entering), _taken(kept, victims)))
 
-        openness = mean.sum((1, 2)) / (count > 0).sum(1)  # (B,); empty places have no gate to speak of
         new_key, new_value, owner = exchanged(new_key, key), exchanged(new_value, value), exchanged(owner, owns)
         used, count = exchanged(used, now.expand_as(owns)), exchanged(count, torch.ones_like(best))
+        openness = (mean.sum((1, 2)) + rank.isfinite().sum(1)) / (count > 0).sum(1)  # (B,)
         seen = _areas(owns, sure.to(area.dtype))
         area = torch.where(seen > 0, seen, area)
         return (new_key, new_value, owner, used, count, area, self._bias(owner, count, area)), openness
@@ -269,11 +270,12 @@ class SlotBank(nn.Module):
         presence = (covered / PRESENT_TOKENS).clamp(max=1) * sure
         written, gate = self.gate(slots, gathered, count, presence)
         present = presence > 0
-        first = count.unsqueeze(-1) == 0  # nothing to keep yet
-        slots = torch.where(first & present, gathered, written)
+        first = present & (count.unsqueeze(-1) == 0)  # nothing to keep yet
+        slots = torch.where(first, gathered, written)
         count = (count + presence.squeeze(-1)).clamp(max=self.most)
+        openness = torch.where(first, 1, gate).mean(-1).sum(1) / (count > 0).sum(1)  # (B,)
         area = torch.where(*(part.view(*area.shape, -1)[..., 0] for part in (present, covered)), area)
-        return (slots, count, area), gate.mean((1, 2))
+        return (slots, count, area), openness
 
     def read(self, state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`DenseBank.read`; an owner weighs as in one frame."""

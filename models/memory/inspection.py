@@ -26,9 +26,9 @@ class Note:
     Attributes:
         start: number of the video's frame with which the group began (its states count from there).
         before, after: (slots,) frame numbers that were stored, -1 at empty slots; references: of ``after``, bool.
-        mass: (slots,) attention that each slot of ``before`` received, or None where no frame was offered.
+        mass: (slots,) attention that each slot of ``before`` received, or None where it was not looked at.
         evidence: what the network believed, or None at frames whose objects the user gave.
-        extra: what a family adds (DDMemory's global memory), 0-d tensors.
+        extra: what a family adds of its reads and writes (DDMemory's global memory), 0-d tensors.
     """
 
     start: int
@@ -65,6 +65,9 @@ class Note:
         return record
 
 
+READS_EVERY = 5  # frames between looks at the attention, besides those at offers: each costs a part of a frame
+
+
 class Watch:
     """Watches one change of a state: made before it, asked for a :class:`Note` after it."""
 
@@ -73,21 +76,24 @@ class Watch:
         self.network, self.video_frame = network, video_frame
         self.before = stored_frames(state) if state is not None else None
         self.last_offer = state.last_offer if state is not None else -1
+        self.mass: Tensor | None = None
+        self.read: dict[str, Tensor] = {}
 
-    def mass(self, tokens: list[Tokens], state: State) -> Tensor | None:
-        """Attention of the frame to what is stored, where it is about to be offered; call before memorise()."""
-        if not state.offers_next:
-            return None
-        return state.policy.attention_received(state.long, Candidate(state.frame + 1, tokens[0][0], self.network.heads))
+    def look(self, tokens: list[Tokens], state: State) -> None:
+        """See what the frame of ``tokens`` reads, where it is about to be offered, and every few frames; call before
+        memorise()."""
+        frame = state.frame + 1
+        if state.offers_next or frame % READS_EVERY == 0:
+            self.mass = state.policy.attention_received(state.long, Candidate(frame, tokens[0][0], self.network.heads))
+            self.read = self.network.describe_read(tokens, state)
 
-    def note(self, state: State, mass: Tensor | None = None, evidence: Evidence | None = None,
-             tokens: list[Tokens] | None = None) -> Note:
-        """What changed. tokens: of the frame, None where it is a reference."""
+    def note(self, state: State, evidence: Evidence | None = None) -> Note:
+        """What changed. evidence: None where the frame is a reference."""
         after = stored_frames(state)
         before = self.before if self.before is not None else after[:0]
-        extra = self.network.describe_extra(tokens, state) if tokens is not None else {}
         return Note(self.video_frame - state.frame, before, after, state.long.reference & (after >= 0),
-                    state.last_offer != self.last_offer, mass, evidence, extra, state.num_bytes())
+                    state.last_offer != self.last_offer, self.mass, evidence,
+                    {**self.read, **self.network.describe_write(state)}, state.num_bytes())
 
 
 def stored_frames(state: State) -> Tensor:

@@ -87,6 +87,9 @@ class Policy:
     @staticmethod
     def evidence(candidate: Candidate) -> Evidence:
         """What the network believed about the frame. Raises UserError where the caller gave nothing."""
+        if candidate.reference and candidate.evidence is None:
+            raise UserError("memory.policy: a reference frame has no scores to judge, its masks are given; a rule that "
+                            "does not protect references must place those (candidate.reference) without scores")
         if candidate.evidence is None:
             raise UserError("memory.policy: this rule judges frames by their scores; give its class "
                             "`needs_evidence = True` (who calls memorise() himself passes `evidence`)")
@@ -111,7 +114,8 @@ class Policy:
 
     @staticmethod
     def pick(bank: Bank, score: Tensor) -> Tensor:
-        """The first empty slot or, where none is, the slot of highest score that is not a reference.
+        """The first empty slot or, where none is, the slot of highest score that is not a reference; the spare one
+        where all are references.
 
         Args:
             score: (slots,) float; the spare slot is left out.
@@ -119,7 +123,8 @@ class Policy:
         usable = torch.arange(len(bank.filled), device=score.device) < bank.capacity
         score = torch.where(usable & ~bank.reference, score, -math.inf)
         empty = usable & ~bank.filled
-        return torch.where(empty.any(), empty.to(torch.uint8).argmax(), score.argmax())
+        highest = torch.where(score.amax() > -math.inf, score.argmax(), bank.capacity)
+        return torch.where(empty.any(), empty.to(torch.uint8).argmax(), highest)
 
     @staticmethod
     def unless(decline: Tensor, slot: Tensor, bank: Bank) -> Tensor:

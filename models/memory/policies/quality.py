@@ -27,7 +27,7 @@ class Quality(Policy):
     def choose(self, bank: Bank, candidate: Candidate) -> Tensor:
         quality, order, best = bank.record("quality"), bank.record("order"), bank.record("best")
         new = self.quality(self.evidence(candidate))
-        poor = (new <= 0) | (new <= self.accept * best[-1])
+        poor = new <= self.accept * best[-1]  # 0 at first: a frame without any object is always poor
         best.copy_(torch.maximum(best, new))  # of all frames so far, whatever slot
         now = order.amax() + 1
         slot = self.unless(poor, self.pick(bank, -(quality + (order - now).exp())), bank)
@@ -47,9 +47,8 @@ class AbsenceAware(Policy):
     After DAM4SAM (arXiv 2411.17576), with the network's scores where DAM4SAM has SAM 2's heads. A frame is written if
     an object covers ``memory.min_presence`` of it and every such object is segmented with a mean margin of at least
     ``memory.min_confidence``. It becomes an anchor if there is a rival: soft foreground outside the predicted
-    objects, more than a tenth of their area. Once the bank is full, an anchor takes the place of the oldest anchor
-    where half of the capacity are anchors, and of the oldest other frame where they are fewer; other frames take the
-    place of the oldest of their kind.
+    objects, more than a tenth of their area. From a full bank the oldest anchor leaves where anchors hold more than
+    half of the capacity, or half of it and the newcomer is one; else the oldest other frame.
     """
 
     may_decline = True
@@ -60,8 +59,8 @@ class AbsenceAware(Policy):
         anchor = bank.record("anchor")
         evidence = self.evidence(candidate)
         is_anchor = (evidence.rival > self.rivalry).float()
-        anchors = (anchor * bank.filled).sum()
-        anchor_leaves = is_anchor * (anchors >= self.config.capacity // 2)
+        anchors = (anchor * bank.filled).sum() + is_anchor
+        anchor_leaves = (anchors > self.config.capacity // 2).float()
         oldest_first = -bank.frame.double() - 1e12 * (anchor != anchor_leaves)
         slot = self.unless(~self.trusted(evidence), self.pick(bank, oldest_first), bank)
         anchor.index_fill_(0, slot.view(1), 0).index_add_(0, slot.view(1), is_anchor.view(1))
