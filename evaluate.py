@@ -53,7 +53,7 @@ def main() -> None:
     check_output_folder(chosen.output, [chosen.data, masks if masks.is_dir() else chosen.pred])
     evaluation = evaluate(chosen.data, chosen.pred, chosen.split, protocol=chosen.protocol, task=chosen.task,
                           unseen=chosen.unseen, format=chosen.format, workers=chosen.workers, strict=chosen.strict,
-                          videos=chosen.videos.split(",") if chosen.videos else None, progress=True)
+                          videos=chosen.videos.split(",") if chosen.videos is not None else None, progress=True)
     written = write(evaluation, chosen.output)
     if not chosen.no_report:
         from evaluation.report import write_report

@@ -152,7 +152,7 @@ def parse() -> argparse.Namespace:
 def data_set(arguments: argparse.Namespace, config: Config, ranks: Ranks) -> tuple[list[Source], str]:
     """The videos of a split, checked before any work starts, and the rule that says which objects are given."""
     found = open_videos(arguments.data, arguments.split, format=config.data.format, objects=config.data.objects,
-                        videos=arguments.videos.split(",") if arguments.videos else None)
+                        videos=arguments.videos.split(",") if arguments.videos is not None else None)
     problems = check_videos(found)
     if problems:
         raise UserErrors(problems)

@@ -11,12 +11,14 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from common.errors import TrainingDiverged, UserError, UserErrors
+from common.errors import Notice, TrainingDiverged, UserError, UserErrors
 
 
 class Terminated(BaseException):
@@ -29,6 +31,7 @@ class Terminated(BaseException):
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a command's ``main`` and leave the process with the status that says how it went."""
     signal.signal(signal.SIGTERM, _terminate)
+    warnings.showwarning = partial(_show_warning, warnings.showwarning)
     try:
         main()
         sys.stdout.flush()
@@ -80,6 +83,13 @@ def child(words: list[str], folder: Path | None = None) -> int:
             process.terminate()
             process.wait()
             raise
+
+
+def _show_warning(otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
+    if issubclass(category, Notice):
+        print(f"note: {message}", file=sys.stderr)
+    else:
+        otherwise(message, category, *place)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -43,6 +43,10 @@ class TrainingDiverged(Exception):
     """The loss became NaN or infinite: nobody's typing mistake, so exit status 1, but no traceback either."""
 
 
+class Notice(UserWarning):
+    """Something that a user should know; commands print it as a plain line."""
+
+
 def nearest(name: str, valid: Iterable[str], called: Callable[[str], str] = str) -> str:
     """Return a phrase that helps with a misspelt name: ``did you mean 'x'?`` or the list of valid names.
 

@@ -173,7 +173,8 @@ class TrainConfig(Section):
 class InferenceConfig(Section):
     """One frame at a time. Sizes in pixels; images are never enlarged except by `scales`."""
 
-    short_edge: Edge | None = None  # limit; the official evaluator sets 624 only with other scales than 1
+    # Limit; auto: none, but 624 with other scales than 1, as the official evaluator has it.
+    short_edge: Edge | Literal["auto"] | None = "auto"
     long_edge: Edge | None = 1040.0  # limit: 1.3 * 800 (official), the LVOS setting
     scales: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [1.0], min_length=1)
     flip: bool = False
@@ -181,6 +182,13 @@ class InferenceConfig(Section):
     amp: Literal["none", "fp16", "bf16"] = "none"  # as train.amp
     graphs: bool = False  # CUDA graphs, where they apply: a CUDA device, one scale, no flip, at most ten objects
     compile: bool = False  # torch.compile of encoder and decoder: same masks, slow start
+
+    @property
+    def short_limit(self) -> float | None:
+        """What ``short_edge`` means, in pixels; None: no limit."""
+        if self.short_edge == "auto":
+            return None if self.scales == [1.0] else 624.0
+        return self.short_edge
 
 
 class Config(Section):

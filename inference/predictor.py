@@ -123,7 +123,7 @@ class Predictor:
         self._forget()
         self._check_pixels(frame)
         self._size = (int(frame.shape[0]), int(frame.shape[1]))
-        labels = self._admit(label_map)
+        labels = self._admit(self._checked(label_map))
         if not len(self._ids):
             raise UserError("first mask: holds no object (255 belongs to nothing); give the frame where one first "
                             "appears, and objects the values 1 to 254")
@@ -153,10 +153,11 @@ class Predictor:
         Returns:
             the label map of the frame, given objects included.
         """
+        checked = self._checked(label_map)
         self._next(frame)
         with self._precision():
             merged, pending = self._segment(frame)
-            given = self._admit(label_map)
+            given = self._admit(checked)
             sizes = group_sizes(len(self._ids))
             for view, features, own, _ in pending:
                 small = self._to_view(torch.where(given > 0, given, own), view)
@@ -194,7 +195,7 @@ class Predictor:
         """The views of a video whose frames have ``size`` (H, W): for each the network's input size, and whether it is
         flipped."""
         settings = self.config.inference
-        sizes = [input_size(*size, self.network.align_corners, settings.short_edge, settings.long_edge, scale)
+        sizes = [input_size(*size, self.network.align_corners, settings.short_limit, settings.long_edge, scale)
                  for scale in settings.scales]
         return [(size, flip) for size in sizes for flip in ((False, True) if settings.flip else (False,))]
 
@@ -320,14 +321,18 @@ class Predictor:
         """Labels (1, H, W) of the frame as the view's network sees them."""
         return resize_labels(labels.flip(-1) if view.flip else labels, view.size)
 
-    def _admit(self, label_map: Picture) -> Tensor:
-        """The user's label map as indices, (1, H, W) uint8 on the device."""
+    def _checked(self, label_map: Picture) -> Tensor:
+        """The user's label map as (H, W) uint8. Raises UserError for another size, or values that are no ids."""
         labels = label_map if isinstance(label_map, Tensor) else torch.from_numpy(np.ascontiguousarray(label_map))
         if tuple(labels.shape) != self._size:
             raise UserError(f"mask: shape {tuple(labels.shape)} for a frame of {self._size}; give one label a pixel")
-        if labels.dtype not in (torch.uint8, torch.bool) and (labels != labels.to(torch.uint8)).any():
+        if labels.dtype not in (torch.uint8, torch.bool) and (labels.double() != labels.to(torch.uint8)).any():
             raise UserError(f"mask: {labels.dtype} values that are no ids; give 0 to 254, and 255 for nothing")
-        indices = self._ids.admit(labels.to(torch.uint8))
+        return labels.to(torch.uint8)
+
+    def _admit(self, labels: Tensor) -> Tensor:
+        """Labels in the user's ids as indices, (1, H, W) uint8 on the device; new ids become known."""
+        indices = self._ids.admit(labels)
         self._table = self._ids.table(self.device)
         return indices.to(self.device).unsqueeze(0)
 

@@ -189,7 +189,7 @@ def expected_bytes(config: Config, size: tuple[int, int], frames: int, device: t
     stored = 1 + (frames - 1) // config.memory.gap
     tokens = 0
     for scale in settings.scales:
-        h, w = input_size(*size, model.align_corners, settings.short_edge, settings.long_edge, scale)
+        h, w = input_size(*size, model.align_corners, settings.short_limit, settings.long_edge, scale)
         tokens += (h // 16 + model.align_corners) * (w // 16 + model.align_corners) * (2 if settings.flip else 1)
     entry = FAMILIES[model.family].block_type.entry_channels(model.channels)
     return stored * tokens * model.blocks * entry * number_bytes

@@ -61,8 +61,8 @@ _DEAOT = [
     ("LSTT.layers.{i}.self_attn.dw_conv.conv.{w}", "blocks.{i}.self_propagation.conv.{w}"),
     ("LSTT.layers.{i}.self_attn.projection.{w}", "blocks.{i}.self_propagation.projection.{w}"),
 ]
-# Keys that carry nothing here: counters, and an index that follows from the window's size.
-IGNORED = re.compile(r".*\.num_batches_tracked|.*\.relative_position_index")
+# Keys that carry nothing here: counters, and what follows from the window's size.
+IGNORED = re.compile(r".*\.num_batches_tracked|.*\.relative_position_index|.*\.attn_mask")
 # Parts of an ImageNet classifier that the encoders here do not have.
 UNUSED_IMAGENET = re.compile(r"(classifier|fc|head|layer4|norm|layers\.3|layers\.2\.downsample)\..*")
 

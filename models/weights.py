@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import Notice, UserError
 from common.files import written_whole
 from configs import Config, dump_config, load_config, model_config_path
 from models.names import IGNORED, UNUSED_IMAGENET, encoder_name, from_official
@@ -88,12 +88,15 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
         if path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as stream:
                 metadata = stream.metadata() or {}
-                return {key: stream.get_tensor(key) for key in stream.keys()}, metadata.get(CONFIG_KEY)  # noqa: SIM118
+                content = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+            return _without_prefix(content), metadata.get(CONFIG_KEY)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
             AttributeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: cannot be read as weights ({first[:120]}); the file is none, is damaged, or "
+        first = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # of which torch says only how to run the code all the same
+            first = "holds other objects than tensors, or is no torch file"
+        raise UserError(f"{path}: cannot be read as weights ({first}); the file is none, is damaged, or "
                         "holds code, which is never run: check the path, or fetch it again") from error
     inside = content.get("config") if isinstance(content, dict) else None
     for key in ("ema", "state_dict", "model"):
@@ -103,8 +106,14 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
     if not isinstance(content, dict) or not all(isinstance(key, str) and isinstance(value, Tensor)
                                                  for key, value in content.items()):
         raise UserError(f"{path}: holds no table of tensors; expected a state dict, plain or under 'state_dict'")
-    tensors = {key.removeprefix("module."): value for key, value in content.items()}
-    return tensors, inside if isinstance(inside, str) else None
+    return _without_prefix(content), inside if isinstance(inside, str) else None
+
+
+def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without DistributedDataParallel's "module.", where all have it."""
+    if not all(key.startswith("module.") for key in tensors):
+        return dict(tensors)
+    return {key.removeprefix("module."): value for key, value in tensors.items()}
 
 
 def is_official(tensors: Mapping[str, Tensor]) -> bool:
@@ -121,34 +130,57 @@ def recognise(tensors: Mapping[str, Tensor], path: str | Path) -> str:
         raise UserError(f"{path}: its keys are not the official ones and it carries no configuration; "
                         "say what it is with --model or --config")
     blocks = len({key.split(".")[2] for key in tensors if key.startswith("LSTT.layers.")})
-    family = "deaot" if "id_norm.weight" in tensors else "aot"
-    if "encoder.patch_embed.proj.weight" in tensors:
+
+    def commonest(patterns: Mapping[str, str]) -> str:
+        """By most of the keys, so that one that is missing or extra is told as such."""
+        return max(patterns, key=lambda name: sum(bool(re.match(patterns[name], key)) for key in tensors))
+
+    family = commonest({"aot": r"LSTT\..*(linear_[QKV]|activation|linear[12]|norm3)\.",
+                        "deaot": r"LSTT\..*(linear_(QV|QK|U|ID_V|ID_U|V1|V2|U1|U2)|dw_conv|id_norm.)\."})
+    encoder = commonest({"mobilenetv2": r"encoder\.features\.", "swinb": r"encoder\.(layers|patch_embed)\.",
+                         "r50": r"encoder\.layer\d"})
+    if encoder == "swinb":
         return f"swinb_{family}l"
-    if "encoder.conv1.weight" in tensors:
-        return f"{'r101' if 'encoder.layer3.22.conv1.weight' in tensors else 'r50'}_{family}l"
+    if encoder == "r50":
+        deep = sum(key.startswith("encoder.layer3.") for key in tensors) > 100  # 6 blocks have some 90, 23 some 345
+        return f"{'r101' if deep else 'r50'}_{family}l"
     if blocks not in (1, 2, 3):
         raise UserError(f"{path}: {blocks} transformer blocks fit no variant; say what it is with --model")
     if blocks == 3:
         warnings.warn(f"{path}: taken for {family}l, whose memory grows; {family}b has the same keys and shapes: if it "
-                      f"is that, say --model {family}b", stacklevel=2)
+                      f"is that, say --model {family}b", Notice, stacklevel=2)
     return family + {1: "t", 2: "s", 3: "l"}[blocks]
 
 
 def rename_official(tensors: Mapping[str, Tensor], config: Config, path: str | Path) -> dict[str, Tensor]:
-    """Official names to ours; keys without a place are an error that names them."""
-    renamed, foreign = {}, []
+    """Official names to ours. A key without a place keeps its name, by which :func:`load_state` refuses it, and so does
+    an index table of Swin that is not the window's; one that is missing raises UserError."""
+    renamed: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        if IGNORED.fullmatch(key):
-            continue
-        name = from_official(key, config.model)
-        if name is None:
-            foreign.append(key)
-        else:
-            renamed[name] = value
-    if foreign:
-        raise UserError(f"{path}: {len(foreign)} keys have no place in {config.model.name}, first {foreign[0]}; "
-                        "is it another model? See --model")
+        if not _is_derived(key, value, tensors):
+            renamed[from_official(key, config.model) or key] = value
+        if key.endswith(_TABLE) and (index := key.removesuffix(_TABLE) + _INDEX) not in tensors:
+            raise UserError(f"{path}: {index} is missing, which the official files carry; fetch the file again")
     return renamed
+
+
+_TABLE, _INDEX = ".relative_position_bias_table", ".relative_position_index"
+
+
+def _is_derived(key: str, value: Tensor, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the key of an official file carries nothing: a counter beside its norm, or Swin's index of its table."""
+    if key.endswith(".num_batches_tracked"):
+        return key.replace("num_batches_tracked", "running_var") in tensors
+    table = tensors.get(key.removesuffix(_INDEX) + _TABLE) if key.endswith(_INDEX) else None
+    return table is not None and torch.equal(value, window_index(table))
+
+
+def window_index(table: Tensor) -> Tensor:
+    """Row of Swin's bias table ((2 s - 1)^2, heads) for each pair of positions in a window: (s^2, s^2) int64."""
+    side = (round(table.shape[0] ** 0.5) + 1) // 2
+    place = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")).flatten(1)
+    offset = place[:, :, None] - place[:, None, :] + side - 1  # (2, side^2, side^2)
+    return offset[0] * (2 * side - 1) + offset[1]
 
 
 def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: str | Path,

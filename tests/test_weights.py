@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.models.swin_transformer import WindowAttention
 
-from common.errors import UserError
+from common.errors import Notice, UserError
 from configs import load_config, model_config_path, model_names
 from models import build_network, load_encoder_weights, load_state, load_weights, save_weights
-from models.weights import recognise
+from models.weights import read_tensors, recognise, window_index
 from tests.conftest import REPOSITORY
-from tools.convert_checkpoint import _window_index, convert_official, export, official_state
+from tools.convert_checkpoint import convert_official, export, official_state
 
 OFFICIAL = [name for name in model_names() if "ddmemory" not in name]
 
@@ -48,8 +48,9 @@ def test_a_trained_official_file_survives_there_and_back_to_the_byte(shared, tmp
 def test_b_and_l_are_told_apart_only_by_the_user(tmp_path):
     config = load_config(model_config_path("deaotb"))
     save_file(official_state(build_network(config).state_dict(), config), tmp_path / "b.safetensors")
-    with pytest.warns(UserWarning, match="--model deaotb"):
-        report = "\n".join(convert_official(tmp_path / "b.safetensors", tmp_path / "out.safetensors"))
+    report = "\n".join(convert_official(tmp_path / "b.safetensors", tmp_path / "out.safetensors"))
+    with pytest.warns(Notice, match="--model deaotb"):
+        load_weights(tmp_path / "b.safetensors")
     assert "recognised deaotl" in report and "--model deaotb" in report
     convert_official(tmp_path / "b.safetensors", tmp_path / "out.safetensors", "deaotb")
     assert load_weights(tmp_path / "out.safetensors")[0].memory.gap == 9999
@@ -67,6 +68,50 @@ def test_conversion_is_strict_and_names_the_key(harm, said, shared, tmp_path):
     with pytest.raises(UserError, match=said):
         convert_official(tmp_path / "harmed.safetensors", tmp_path / "out.safetensors", "aott")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+INDEX = "encoder.layers.1.blocks.0.attn.relative_position_index"
+
+
+@pytest.mark.parametrize("variant, harm, said", [
+    ("deaott", lambda tensors: tensors.pop("id_norm.weight"), "1 missing .first: id_norm.weight"),
+    ("r50_deaotl", lambda tensors: tensors.pop("encoder.conv1.weight"), "1 missing .first: encoder.conv1.weight"),
+    ("aott", lambda tensors: tensors.update({"encoder.conv1.weight": torch.zeros(3), "id_norm.weight": torch.zeros(3)}),
+     "2 extra .first: encoder.conv1.weight"),
+    ("aott", lambda tensors: tensors.update({"bogus.relative_position_index": torch.zeros(3),
+                                             "bogus.num_batches_tracked": torch.zeros(())}), "2 extra .first: bogus"),
+    ("aott", lambda tensors: (tensors.pop("LSTT.mask_token"), tensors.update({"bogus": torch.zeros(3)})),
+     "1 missing .first: LSTT.mask_token.; 1 extra .first: bogus"),
+    ("swinb_aotl", lambda tensors: tensors.pop(INDEX), f"{INDEX} is missing"),
+    ("swinb_aotl", lambda tensors: tensors[INDEX].zero_(), f"1 extra .first: {INDEX}"),
+])
+def test_a_harmed_file_is_still_recognised_and_every_harm_is_named(variant, harm, said, tmp_path):
+    config = load_config(model_config_path(variant))
+    tensors = official_state(build_network(config).state_dict(), config)
+    harm(tensors)
+    save_file(tensors, tmp_path / "harmed.safetensors")
+    with pytest.raises(UserError, match=said):
+        convert_official(tmp_path / "harmed.safetensors", tmp_path / "out.safetensors")
+
+
+def test_swins_own_file_with_its_attention_masks_loads_into_the_encoder(tmp_path):
+    encoder = build_network(load_config(model_config_path("swinb_aotl"))).encoder
+    tensors = {key: value for key, value in encoder.state_dict().items() if not key.startswith("norm")}
+    tensors |= {key: torch.zeros(1) for key in ("layers.0.blocks.1.attn_mask", "norm.weight", "head.bias")}
+    torch.save({"model": {key.removeprefix("net."): value for key, value in tensors.items()}}, tmp_path / "swin.pth")
+    load_encoder_weights(encoder, "swin_base", tmp_path / "swin.pth")
+    torch.save({"model": {**tensors, "layers.0.blocks.1.other": torch.zeros(1)}}, tmp_path / "swin.pth")
+    with pytest.raises(UserError, match="1 extra"):
+        load_encoder_weights(encoder, "swin_base", tmp_path / "swin.pth")
+
+
+def test_a_prefix_goes_only_where_all_have_it(tmp_path):
+    for name in ("file.safetensors", "file.pth"):
+        path, write = tmp_path / name, save_file if name.endswith("safetensors") else torch.save
+        write({"module.x": torch.ones(1), "module.y": torch.ones(1)}, path)
+        assert set(read_tensors(path)[0]) == {"x", "y"}
+        write({"module.x": torch.ones(1), "x": torch.zeros(1)}, path)
+        assert set(read_tensors(path)[0]) == {"module.x", "x"}
 
 
 class Malicious:
@@ -154,7 +199,7 @@ def test_what_the_official_code_would_read_otherwise_is_not_exported(tmp_path):
 
 def test_swins_index_is_that_of_its_window_attention():
     attention = WindowAttention(32, 4, window_size=(7, 7))
-    assert torch.equal(_window_index(7), attention.relative_position_index)
+    assert torch.equal(window_index(attention.relative_position_bias_table), attention.relative_position_index)
 
 
 def test_conversion_touches_neither_its_source_nor_what_is_converted(tmp_path):

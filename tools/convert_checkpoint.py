@@ -10,6 +10,7 @@ Every key must have a place, and no code in a file is ever run.
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 import torch
@@ -17,12 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.command import run
-from common.errors import UserError
+from common.errors import Notice, UserError
 from common.files import check_output_file, written_whole
 from configs import Config, load_config, model_config_path
 from models import build_network, load_state, load_weights, save_weights
 from models.names import IGNORED, to_official
-from models.weights import is_official, read_tensors, recognise
+from models.weights import is_official, read_tensors, recognise, window_index
 
 
 def main() -> None:
@@ -46,11 +47,13 @@ def convert_official(source: str | Path, target: str | Path, model: str | None =
     if Path(target).suffix != ".safetensors":
         raise UserError(f"{target}: our weights are .safetensors files; give the target that suffix")
     tensors, _ = read_tensors(source)
-    if not is_official(tensors):
+    if any(key.startswith("identity.conv.") for key in tensors):
         raise UserError(f"{source}: has not the official names; ours are converted to them with --to-official")
     report = []
     if model is None:
-        model = recognise(tensors, source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Notice)  # the report says it
+            model = recognise(tensors, source)
         report.append(f"recognised {model} from {len(tensors)} keys")
         if model.endswith("l") and "_" not in model:
             report.append(f"note: {model[:-1]}b has the same keys and differs in its memory gap only; "
@@ -60,7 +63,7 @@ def convert_official(source: str | Path, target: str | Path, model: str | None =
     load_state(network, renamed, source, lambda key: to_official(key, config.model) or key)
     save_weights(target, network.state_dict(), config)
     left_out = [key for key in tensors if IGNORED.fullmatch(key)]
-    report.append(f"{len(tensors)} keys: {len(renamed)} converted, {len(left_out)} derived here and left out")
+    report.append(f"{len(tensors)} keys: {len(renamed)} converted, {len(left_out)} left out, which follow from others")
     report.append(f"{sum(p.numel() for p in network.parameters()):,} parameters")
     report.append(f"wrote {target}")
     return report
@@ -99,16 +102,8 @@ def official_state(tensors: dict[str, Tensor], config: Config, source: str | Pat
             raise UserError(f"{source}: {key} has no official name; only AOT and DeAOT variants can be exported")
         named[name] = value.contiguous()
         if key.endswith(".relative_position_bias_table"):
-            side = (round(value.shape[0] ** 0.5) + 1) // 2
-            named[name.replace("bias_table", "index")] = _window_index(side)
+            named[name.replace("bias_table", "index")] = window_index(value)
     return named
-
-
-def _window_index(side: int) -> Tensor:
-    """Row of the bias table for each pair of positions in a window of ``side`` x ``side``."""
-    place = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")).flatten(1)
-    offset = place[:, :, None] - place[:, None, :] + side - 1  # (2, side^2, side^2)
-    return offset[0] * (2 * side - 1) + offset[1]
 
 
 if __name__ == "__main__":
