@@ -66,6 +66,48 @@ def test_a_case_that_cannot_run_fails_alone_and_says_why(shared, tmp_path, capsy
     assert "2 of 6 passed" in capsys.readouterr().out
 
 
+def test_a_record_that_is_damaged_fails_alone_and_an_unnamed_one_has_its_folders_name(shared, tmp_path):
+    copied_case(shared, tmp_path, "aott_basic")
+    golden = tmp_path / "cases" / "aott_basic"
+    case = json.loads((golden / "case.json").read_text())
+    del case["name"]
+    (golden / "case.json").write_text(json.dumps(case))
+    for name, text in (("a_empty", None), ("b_broken", "{"), ("c_lacking", "{}")):
+        (tmp_path / "cases" / name).mkdir()
+        if text is not None:
+            (tmp_path / "cases" / name / "case.json").write_text(text)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "aott.json").write_text("[]")
+    rows = check(tmp_path, shared / "golden" / "aot")
+    assert [(row.case, row.passed) for row in rows] == [
+        ("a_empty", False), ("b_broken", False), ("c_lacking", False), ("aott", False), ("aott_basic", True),
+        ("aott_basic", True)]
+    assert all("cannot be read" in row.note or "has no variant" in row.note for row in rows[:4])
+
+
+@pytest.mark.parametrize(("file", "change", "why"), [
+    ("case.json", lambda case: case["options"].update(top_k=32), "options top_k"),
+    ("case.json", lambda case: case["labels_sha256"].update({"0": "of others"}), "other labels"),
+    ("prob.npz", lambda arrays: arrays.pop("f03"), "has no f03"),
+    ("prob.npz", lambda arrays: arrays["f03"].__iadd__(1e-3), "probabilities differ by 1.0e-03"),
+    ("logits.npz", lambda arrays: arrays.pop("f02_a0_e0"), "no recorded logits f02_a0_e0"),
+])
+def test_what_a_record_says_otherwise_is_noticed(shared, tmp_path, file, change, why):
+    copied_case(shared, tmp_path, "aott_basic")
+    path = tmp_path / "cases" / "aott_basic" / file
+    if file == "case.json":
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+    else:
+        content = dict(np.load(path))
+        change(content)
+        path.unlink()
+        np.savez(path, **content)
+    row = check(tmp_path, shared / "golden" / "aot")[0]
+    assert not row.passed and why in row.note
+
+
 @pytest.mark.parametrize("limit, size", [(166.66666666666666, (65, 161)), (167, (81, 161)), (None, (97, 209))])
 def test_limits_of_the_size_need_not_be_whole(limit, size):
     """The official evaluator's long edge is its short one times 800 / 480: 100 gives 166.67, which decides a size."""
@@ -79,10 +121,12 @@ def test_a_number_that_is_not_finite_is_infinitely_far():
     good = {"f01_a0_e0": np.zeros((2, 3, 3), np.float32)}
     assert _deviation(good, good, 1.0) == (0, 0, "")
     bad = [({"f01_a0_e0": np.full((2, 3, 3), np.nan, np.float32)}, "not finite"), ({}, "no logits f01_a0_e0"),
-           ({"f01_a0_e0": np.zeros((2, 3, 4), np.float32)}, "(2, 3, 4)")]
+           ({"f01_a0_e0": np.zeros((2, 3, 4), np.float32)}, "(2, 3, 4)"),
+           ({**good, "f02_a0_e0": np.zeros(1)}, "no recorded logits f02_a0_e0")]
     for ours, why in bad:
         largest, rms, note = _deviation(ours, good, 1.0)
         assert (largest, rms) == (np.inf, np.inf) and why in note
+    assert _deviation(good, bad[0][0], 1.0)[0] == np.inf, "nor is a record that is not finite equal to anything"
 
 
 @pytest.mark.parametrize("error,leeway", [(0.0, 1.0), (3e-7, RESIZED), (1e-3, 1.0)])

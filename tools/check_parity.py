@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,10 @@ STEADY = 5.0  # ResNet and Swin amplify rounding this many times less
 FORCED_PIXELS = 2e-4  # share of output pixels that may flip in float32
 LOSS, GRADIENT = 1e-9, 1e-6  # float64, relative
 MODES = ("float64 free", "float32 forced")
+# Of a case.json (the golden folder's README).
+NEEDED = ("variant", "weight_seed", "video", "options", "network_sizes", "frames_sha256", "labels_sha256", "logit_rms")
+OPTIONS = {"flip", "multi_scale", "max_short_edge", "max_long_edge", "long_term_mem_gap", "short_term_mem_skip",
+           "lvos_rule"}
 
 
 @dataclass
@@ -88,25 +93,36 @@ def parse() -> argparse.Namespace:
 def check(golden: Path, manifests: Path, only: str = "*") -> list[Row]:
     """Run everything in a golden folder whose case or variant matches ``only``; print each row as it is done."""
     manifests = manifests / "manifests" if (manifests / "manifests").is_dir() else manifests
-    cases = sorted(path.parent for path in golden.glob("cases/*/case.json"))
-    cases += [golden] if (golden / "case.json").is_file() else []
+    folders = sorted(path for path in golden.glob("cases/*") if path.is_dir())
+    folders += [golden] if (golden / "case.json").is_file() else []
     trained = sorted(golden.glob("train/*.json"))
-    if not cases and not trained:
+    if not folders and not trained:
         raise UserError(f"{golden}: no cases/*/case.json and no train/*.json; name a golden folder with --golden")
     rule = Rule(manifests)
-    recorded = {folder: json.loads((folder / "case.json").read_text()) for folder in cases}
+    recorded, unread = {}, []  # cases by their folders; what cannot be read fails alone
+    for folder in folders:
+        try:
+            recorded[folder] = {"name": folder.name, **read_record(folder / "case.json", NEEDED)}
+        except UserError as error:
+            unread += [_failed("?", folder.name, "record", error)] if _matches(only, folder.name) else []
     chosen = {folder: case for folder, case in recorded.items() if _matches(only, case["variant"], case["name"])}
     runs = []  # of training: file, record with the one run, its case
     for path in trained:
-        record = json.loads(path.read_text())
+        try:
+            record = read_record(path, ("variant", "runs"))
+        except UserError as error:
+            unread += [_failed("?", path.stem, "record", error)] if _matches(only, path.stem, "train") else []
+            continue
         runs += [(path, {**record, "runs": {name: run}}, f"train {name}") for name, run in record["runs"].items()
                  if _matches(only, path.stem, record["variant"], f"train {name}", "train")]
-    if not chosen and not runs:
+    if not chosen and not runs and not unread:
         raise UserError(f"--only {only}: matches no case and no variant in {golden}")
     leeway = resize_leeway(recorded, rule)
     width = max([24, *(len(case["name"]) for case in chosen.values())])
     print(f"{'variant':14} {'case':{width}} {'mode':16} {'largest/RMS':>12} {'RMS/RMS':>10} {'pixels':>7}")
-    rows = []
+    rows = unread
+    for row in unread:
+        _show(row, width)
     for folder, case in chosen.items():
         for forced in (False, True):
             rows.append(_row(case["variant"], case["name"], MODES[forced],
@@ -116,6 +132,17 @@ def check(golden: Path, manifests: Path, only: str = "*") -> list[Row]:
         rows.append(_row(record["variant"], case, "float64 step", partial(run_training, path, record, case, rule)))
         _show(rows[-1], width)
     return rows
+
+
+def read_record(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON file of a golden folder. Raises UserError where it is none, or lacks something ``needed``."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if lacking := [key for key in needed if not isinstance(record, dict) or key not in record]:
+        raise UserError(f"{path}: has no {', '.join(lacking)}")
+    return record
 
 
 class Rule:
@@ -184,7 +211,7 @@ def resize_leeway(cases: dict[Path, dict], rule: Rule) -> float:
             frames, _ = rule.video.make_video(case["video"])
             for name, theirs in np.load(folder / "inputs.npz").items():  # input_fTT_aA; odd views may be flipped
                 frame, view = name.removeprefix("input_f").split("_a")
-                theirs = theirs[..., ::-1] if case["options"]["flip"] and int(view) % 2 else theirs
+                theirs = theirs[..., ::-1] if case["options"].get("flip") and int(view) % 2 else theirs
                 ours = prepare_frame(frames[int(frame)], tuple(case["network_sizes"][view]), torch.device("cpu"))
                 different = max(different, float(np.abs(ours[0].numpy() - theirs).max()))
     if not 0 < different < 1e-6:  # more is no rounding
@@ -202,6 +229,8 @@ def run_case(folder: Path, case: dict, rule: Rule, forced: bool, device: str = "
     frames, labels = rule.video.make_video(case["video"])
     if rule.video.digest(frames) != case["frames_sha256"]:
         raise UserError(f"{folder}: video.py makes other frames than the case was recorded with")
+    if {str(number): rule.video.digest(label) for number, label in labels.items()} != case["labels_sha256"]:
+        raise UserError(f"{folder}: video.py makes other labels than the case was recorded with")
     config = case_config(case)
     dtype = torch.float32 if forced else torch.float64
     network = rule.network(config, case["weight_seed"]).to(dtype)
@@ -213,6 +242,8 @@ def run_case(folder: Path, case: dict, rule: Rule, forced: bool, device: str = "
     predictor.record(masks if forced else None)
     predictor.keep_probabilities = True
     probabilities = dict(np.load(folder / "prob.npz"))
+    if lacking := [key for key in (f"f{number:02d}" for number in range(1, len(frames))) if key not in probabilities]:
+        raise UserError(f"{folder / 'prob.npz'}: has no {', '.join(lacking)}")
     worst_probability, flipped = 0.0, 0
     for number, frame in enumerate(frames):
         predictor.frame = number
@@ -220,12 +251,11 @@ def run_case(folder: Path, case: dict, rule: Rule, forced: bool, device: str = "
             out = predictor.start(frame, labels[0])
         else:
             out = predictor.add_objects(frame, labels[number]) if number in labels else predictor.step(frame)
-            if f"f{number:02d}" in probabilities:
-                stride = int(probabilities.get("stride", 7))
-                ours = predictor.probabilities[0, :, ::stride, ::stride].cpu().numpy()
-                theirs = probabilities[f"f{number:02d}"]
-                ours = np.pad(ours, ((0, max(0, len(theirs) - len(ours))), (0, 0), (0, 0)))
-                worst_probability = float(np.maximum(worst_probability, np.abs(ours - theirs).max()))  # NaN stays
+            stride = int(probabilities.get("stride", 7))
+            ours = predictor.probabilities[0, :, ::stride, ::stride].cpu().numpy()
+            theirs = probabilities[f"f{number:02d}"]
+            ours = np.pad(ours, ((0, max(0, len(theirs) - len(ours))), (0, 0), (0, 0)))
+            worst_probability = float(np.maximum(worst_probability, np.abs(ours - theirs).max()))  # NaN stays
         flipped += int((out != masks["out"][number]).sum())
     largest, rms, note = _deviation(predictor.logits, dict(np.load(folder / "logits.npz")), case["logit_rms"])
     if forced:
@@ -236,12 +266,16 @@ def run_case(folder: Path, case: dict, rule: Rule, forced: bool, device: str = "
         resized = any(list(size) != list(frames.shape[1:3]) for size in case["network_sizes"].values())
         times = leeway if resized else 1.0
         passed = largest <= times * FREE_LOGITS and worst_probability <= times * FREE_PROBABILITY and flipped == 0
+        if not worst_probability <= times * FREE_PROBABILITY:
+            note = note or f"probabilities differ by {worst_probability:.1e}"
     return Row(case["variant"], case["name"], MODES[forced], largest, rms, flipped, passed, note)
 
 
 def case_config(case: dict) -> Config:
     """The configuration that a case's options describe."""
     options = case["options"]
+    if options.keys() != OPTIONS:
+        raise UserError(f"case.json: options {', '.join(sorted(options.keys() ^ OPTIONS))}: unknown here, or missing")
     config = load_config(model_config_path(case["variant"]))
     config.memory.policy = "lvos6" if options["lvos_rule"] else "unbounded"
     config.memory.gap = options["long_term_mem_gap"]
@@ -268,23 +302,26 @@ def _row(variant: str, case: str, mode: str, measured: Callable[[], Row]) -> Row
     try:
         return measured()
     except UserError as error:
-        note = str(error)
+        return _failed(variant, case, mode, error)
     except Exception as error:
         traceback.print_exc()
-        note = f"{type(error).__name__}: {error}"
-    return Row(variant, case, mode, float("inf"), float("inf"), 0, False, note)
+        return _failed(variant, case, mode, f"{type(error).__name__}: {error}")
+
+
+def _failed(variant: str, case: str, mode: str, why: object) -> Row:
+    return Row(variant, case, mode, float("inf"), float("inf"), 0, False, str(why))
 
 
 def _deviation(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], scale: float) -> tuple[float, float, str]:
-    """Largest and RMS difference of all logits, relative to ``scale``. A missing decode, or one with a number that is
-    not finite, is infinitely far, and a note says which."""
+    """Largest and RMS difference of all logits, relative to ``scale``. A decode that one side lacks, or one with a
+    number that is not finite, is infinitely far, and a note says which."""
     largest, squares, count = 0.0, 0.0, 0
+    if odd := sorted(ours.keys() ^ theirs.keys()):
+        return np.inf, np.inf, f"{'no' if odd[0] in theirs else 'no recorded'} logits {odd[0]}"
     for key, expected in theirs.items():
-        if key not in ours:
-            return np.inf, np.inf, f"no logits {key}"
         if ours[key].shape != expected.shape:
             return np.inf, np.inf, f"logits {key} are {ours[key].shape}, recorded {expected.shape}"
-        if not np.isfinite(ours[key]).all():
+        if not (np.isfinite(ours[key]).all() and np.isfinite(expected).all()):
             return np.inf, np.inf, f"logits {key} are not finite"
         difference = np.abs(ours[key].astype(np.float64) - expected)
         largest = max(largest, float(difference.max()))
