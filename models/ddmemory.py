@@ -71,8 +71,9 @@ class DDMemory(AOT):
                  evidence: Evidence | None = None) -> State:
         """As :meth:`Network.remember`; every ``memory.global_interval`` frames the global memory is written, too."""
         *tokens, (logits,) = tokens
+        due = self._is_due(state)
         state = super().remember(entries, tokens, masks, state, evidence)
-        if state.frame - state.extra.last_write >= state.config.global_interval:
+        if due:
             shares = owner_shares(masks, self.align_corners)
             self._write(state, shares, token_certainty(logits, shares, self.align_corners, state.config.min_presence))
         return state
@@ -83,6 +84,10 @@ class DDMemory(AOT):
         shares = owner_shares(masks, self.align_corners)
         self._write(state, shares, torch.ones_like(shares[:, 0]))
         return state
+
+    def writes_next(self, state: State) -> bool:
+        """As :meth:`Network.writes_next`."""
+        return super().writes_next(state) or self._is_due(state)
 
     def describe_write(self, state: State) -> dict[str, Tensor]:
         """At a frame that was written: openness of the gate, and certainty inside the objects (0..1)."""
@@ -99,6 +104,11 @@ class DDMemory(AOT):
         of_global = torch.cat([torch.zeros_like(keys), torch.ones_like(more)], 1)
         share = attend(query, torch.cat([keys, more], 1).to(query.dtype), of_global.to(query.dtype), self.heads, bias)
         return {"share": share.mean()}
+
+    @staticmethod
+    def _is_due(state: State) -> bool:
+        """Whether the next frame is written to the global memory."""
+        return state.frame + 1 - state.extra.last_write >= state.config.global_interval
 
     def _both(self, index: int, state: State) -> tuple[Entry, Entry, Tensor]:
         """Keys and values of the long-term memory and of the global memory, (B, ., C), and what is added to the scores

@@ -182,6 +182,10 @@ class Network(nn.Module):
         """Logits (B, 1 + n, h4, w4) of the latest reference frame itself: what the auxiliary loss trains."""
         return self._decode(features, state.reference, state)
 
+    def writes_next(self, state: State) -> bool:
+        """Whether the next frame is offered to the long-term memory, or written to ``state.extra``."""
+        return state.offers_next
+
     def describe_read(self, tokens: list[Tokens], state: State) -> dict[str, Tensor]:
         """What inspection should say of how the frame of ``tokens`` reads ``state.extra``: 0-d tensors by name; nothing
         by default."""

@@ -19,7 +19,6 @@ from configs import Config, dump_config, load_config
 from datasets.mixture import all_sources
 from datasets.readers import DAVIS_PALETTE
 
-FREE = ("train.stop_at", "data.root", "data.workers")  # what a resumed run may be told anew
 _COLOURS = np.array(DAVIS_PALETTE, np.uint8).reshape(-1, 3)
 
 
@@ -31,8 +30,7 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
 
     Args:
         configs: of a new run, in order; resume: the folder's own configurations hold, and ``settings`` may only name
-            what cannot change the result (:data:`FREE`), or what they say already; a run that was ended before its
-            first step takes any.
+            ``train.stop_at``, or what they say already; a run that was ended before its first step takes any.
     Returns:
         the lock of the folder: while it is open no other process can settle there.
     Raises:
@@ -47,7 +45,7 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
     if resume and (begun or not settings or not configs):
         kept = load_config(file)
         for key, text in ((text.partition("=")[0], text) for text in settings):
-            if key not in FREE and load_config(file, [text]) != kept:
+            if key != "train.stop_at" and load_config(file, [text]) != kept:
                 raise UserError(f"{key}: cannot change in a resumed run, which keeps {file}; leave it out, or begin "
                                 "another run with another --output")
         return _take(run)
@@ -84,17 +82,11 @@ def parts(run: Path) -> list[Path]:
 
 
 def reopened(run: Path, part: Path, resume: bool = True, settings: Iterable[str] = ()) -> Config:
-    """The configuration of a stage of ``run``, or of its own.
-
-    Where the run is resumed what ``settings`` say of :data:`FREE` holds, and a stop that they do not name is none. (A
-    stage before the last keeps its own stop.) A stage starts from the one before, wherever the run lies by now.
+    """The configuration of ``run``, or of a stage of it; where the run is resumed, with the stop of ``settings``, else
+    with none. (A stage before the last keeps its own.) It starts from the stage before, wherever the run lies by now.
     """
-    told = [text for text in settings if text.partition("=")[0] in FREE] if resume else []
-    if part != run:
-        told = [text for text in told if not text.startswith("train.stop_at=")]
-    elif resume:
-        told = ["train.stop_at=null", *told]
-    config = load_config(part / "config.yaml", told)
+    stop = [text for text in settings if text.startswith("train.stop_at=")] or ["train.stop_at=null"]
+    config = load_config(part / "config.yaml", stop if resume and part == run else [])
     if earlier := parts(run)[: parts(run).index(part)]:
         config.train.weights = str(earlier[-1] / "weights.safetensors")
     return config

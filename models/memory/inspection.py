@@ -65,9 +65,6 @@ class Note:
         return record
 
 
-READS_EVERY = 5  # frames between looks at the attention, besides those at offers: each costs a part of a frame
-
-
 class Watch:
     """Watches one change of a state: made before it, asked for a :class:`Note` after it."""
 
@@ -80,11 +77,10 @@ class Watch:
         self.read: dict[str, Tensor] = {}
 
     def look(self, tokens: list[Tokens], state: State) -> None:
-        """See what the frame of ``tokens`` reads, where it is about to be offered, and every few frames; call before
-        memorise()."""
-        frame = state.frame + 1
-        if state.offers_next or frame % READS_EVERY == 0:
-            self.mass = state.policy.attention_received(state.long, Candidate(frame, tokens[0][0], self.network.heads))
+        """See what the frame of ``tokens`` reads, where it is about to be written; call before memorise()."""
+        if self.network.writes_next(state):
+            candidate = Candidate(state.frame + 1, tokens[0][0], self.network.heads)
+            self.mass = state.policy.attention_received(state.long, candidate)
             self.read = self.network.describe_read(tokens, state)
 
     def note(self, state: State, evidence: Evidence | None = None) -> Note:
