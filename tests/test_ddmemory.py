@@ -15,6 +15,7 @@ from models.memory.global_bank import (
     ELSEWHERE,
     OWNERS,
     DenseBank,
+    Frame,
     SlotBank,
     owner_shares,
     token_certainty,
@@ -225,11 +226,10 @@ def test_an_empty_place_is_like_nothing():
 
 def test_empty_places_do_not_change_what_is_alike():
     first, later = (tuple(token + 5 for token in entry(seed)) for seed in (0, 1))  # keys have a common mean
-    owns, alike = token_owners(shares_of(*TWO)), []
+    frame, alike = Frame(*later, token_owners(shares_of(*TWO)), SURE, SURE), []
     for elsewhere in (0, 3):
         bank = fresh_bank("dense", global_frames=1, global_elsewhere=elsewhere)
-        key, _, owner, _, count, *_ = bank.start(first, shares_of(*TWO))
-        alike.append(bank._likest(later[0], owns, key, owner, count))
+        alike.append(bank._likest(frame, bank.start(first, shares_of(*TWO))))
     torch.testing.assert_close(*alike)
 
 

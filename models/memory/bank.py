@@ -153,9 +153,11 @@ def _mapped(bank, function):
 
 
 def map_tensors(value, function):
-    """Apply ``function`` to every tensor in nested lists, tuples and dicts; other values stay."""
+    """Apply ``function`` to every tensor in nested lists, tuples (named ones, too) and dicts; other values stay."""
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, function) for item in value))
     if isinstance(value, (list, tuple)):
         return type(value)(map_tensors(item, function) for item in value)
     if isinstance(value, dict):

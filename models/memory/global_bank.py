@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -110,13 +111,38 @@ class Gate(nn.Module):
         return (1 - gate) * old + gate * candidate, gate
 
 
+class DenseState(NamedTuple):
+    """What a dense bank holds: M tokens, empty ones (``count`` 0) included.
+
+    Attributes:
+        key, value: (B, M, C); owner: (B, M) int64, whose each token is; used: (B, M) int64, number of the write that
+            used it last; count: (B, M), how many writes are in it, weighted by their certainty, at most
+            ``model.global_writes``.
+        area: (B, 12), tokens that each owner covered when it was seen last.
+        bias: (B, M), what a read adds to the scores. It follows from the others; there are more reads than writes.
+    """
+
+    key: Tensor
+    value: Tensor
+    owner: Tensor
+    used: Tensor
+    count: Tensor
+    area: Tensor
+    bias: Tensor
+
+
+class Frame(NamedTuple):
+    """A frame as a dense bank takes it: key, value (B, L, C); owner (B, L); foreground and certainty (B, L), 0..1."""
+
+    key: Tensor
+    value: Tensor
+    owner: Tensor
+    foreground: Tensor
+    certainty: Tensor
+
+
 class DenseBank(nn.Module):
     """Tokens as of ``model.global_frames`` whole frames, that follow what they hold and take in what is new.
-
-    State: keys and values, (B, M, C) each; (B, M) owner of each token; (B, M) number of the write that used it last;
-    (B, M) how many writes are in it, weighted by their certainty, at most ``model.global_writes``, 0 where nothing is;
-    (B, 12) tokens that each owner covered when it was seen last; (B, M) what a read adds to the scores (it follows
-    from the others, and there are more reads than writes).
 
     A frame's token is known where it resembles a state token of the same owner: the gate mixes it into that one.
     Otherwise it is new and replaces the token used least recently of the owner that has most, so that what an absent
@@ -131,95 +157,106 @@ class DenseBank(nn.Module):
         self.most = float(model.global_writes)
         self.gate = Gate(model.channels, 1, model.global_gate)
 
-    def start(self, entry: Entry, shares: Tensor) -> tuple[Tensor, ...]:
-        owns = token_owners(shares)
-        owns = owns.masked_fill(owns == ELSEWHERE, 0)  # a reference, though no object is left of it at this size
-        free = self.elsewhere * owns.shape[1]
+    def start(self, entry: Entry, shares: Tensor) -> DenseState:
+        owner = token_owners(shares)
+        owner = owner.masked_fill(owner == ELSEWHERE, 0)  # a reference, though no object is left of it at this size
+        free = self.elsewhere * owner.shape[1]
 
         def begun(token: Tensor, fill: float = 0.0) -> Tensor:
             """(B, L) or (B, L, C) as often as there are frames, then the places for what is elsewhere."""
             return torch.cat([*[token] * self.frames, token.new_full((len(token), free, *token.shape[2:]), fill)], 1)
 
         key, value = (begun(precise(token)) for token in entry)
-        owner, count = begun(owns, ELSEWHERE), begun(torch.ones_like(owns, dtype=key.dtype))
-        area = _areas(owns, torch.ones_like(shares[:, 0]))
-        return key, value, owner, torch.zeros_like(owner), count, area, self._bias(owner, count, area)
+        owners = begun(owner, ELSEWHERE)
+        area = _areas(owner, torch.ones_like(shares[:, 0]))
+        return self._readable(DenseState(key, value, owners, torch.zeros_like(owners),
+                                         begun(torch.ones_like(owner, dtype=key.dtype)), area, area))
 
-    def write(self, state: tuple[Tensor, ...], entry: Entry, shares: Tensor,
-              certainty: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        old_key, old_value, owner, used, count, area, _ = state
+    def write(self, state: DenseState, entry: Entry, shares: Tensor, certainty: Tensor) -> tuple[DenseState, Tensor]:
         key, value = (precise(token) for token in entry)
-        owns = token_owners(shares)  # (B, L)
+        frame = Frame(key, value, token_owners(shares), shares[:, 1:ELSEWHERE].sum(1).to(key.dtype),
+                      certainty.to(key.dtype))
+        now = state.used.amax(1, keepdim=True) + 1  # (B, 1)
         sure = certainty > 0
         if not self.elsewhere:
-            sure = sure & (owns != ELSEWHERE)
-        best, match = self._likest(key, owns, old_key, owner, count)
-        known = sure & (best >= self.likeness)
-        now = used.amax(1, keepdim=True) + 1  # (B, 1)
+            sure = sure & (frame.owner != ELSEWHERE)
+        likeness, match = self._likest(frame, state)
+        known = sure & (likeness >= self.likeness)
+        mixed, opened = self._mix_known(state, frame, known, match, now)
+        written, entered = self._admit_new(mixed, frame, sure & ~known, likeness, now)
+        seen = _areas(frame.owner, sure.to(state.area.dtype))
+        written = written._replace(area=torch.where(seen > 0, seen, state.area))
+        return self._readable(written), (opened + entered) / (written.count > 0).sum(1)
 
-        # Known tokens: each state token that some of them chose meets the mean of those. The others stay, to the bit.
-        met = _sums(known.unsqueeze(-1).to(key.dtype), match, owner.shape[1])  # (B, M, 1)
-        chosen = met.squeeze(-1).topk(owns.shape[1]).indices  # (B, L): all that were, and as many of the others
-        order = torch.arange(owns.shape[1], device=owns.device).expand_as(owns)
-        place = torch.zeros_like(owner).scatter(1, chosen, order).gather(1, match)  # (B, L): of a token among them
-        foreground = shares[:, 1:ELSEWHERE].sum(1).to(key.dtype).unsqueeze(-1)  # (B, L, 1)
-        told = torch.cat([key, value, foreground, certainty.unsqueeze(-1).to(key.dtype)], -1)  # (B, L, 2 C + 2)
-        told = _sums(told * known.unsqueeze(-1), place, owns.shape[1]) / _taken(met, chosen).clamp_min(1)
-        met_key, met_value, foreground, strength = told.split([key.shape[-1], value.shape[-1], 1, 1], -1)
-        foreground, strength = foreground.detach(), strength.detach()  # of masks: nothing learns from their gradient
-        mixed_value, gate = self.gate(_taken(old_value, chosen), met_value, _taken(count, chosen), strength, foreground)
-        mean = gate.mean(-1, keepdim=True)  # (B, L, 1)
-        mixed_key = (1 - mean) * _taken(old_key, chosen) + mean * met_key
-        new_key, new_value = _put(old_key, chosen, mixed_key), _put(old_value, chosen, mixed_value)
-        used = torch.where(met.squeeze(-1) > 0, now, used)
-        count = (count + _put(torch.zeros_like(count), chosen, strength.squeeze(-1))).clamp(max=self.most)
-
-        # New tokens: those of objects first, the least like anything first, each in place of what is worth least.
-        room = math.ceil(owns.shape[1] * MOST_NEW)
-        rank = torch.where(sure & ~known, 3 * (owns > 0) - best, -math.inf)  # best is -2 to 1
-        rank, entering = rank.topk(room)  # (B, room)
-        apart = (owner == ELSEWHERE) != (owns[:, :1] == ELSEWHERE)  # (B, M): of the other kind of frame
-        victims = _place_in_line(owner, used).masked_fill(apart, -1).topk(room).indices  # (B, room)
-
-        def exchanged(kept: Tensor, new: Tensor) -> Tensor:
-            """kept: (B, M) or (B, M, .); new: the same of L tokens."""
-            enters = rank.isfinite().view(*rank.shape, *[1] * (kept.dim() - 2))
-            return _put(kept, victims, torch.where(enters, _taken(new, entering), _taken(kept, victims)))
-
-        new_key, new_value, owner = exchanged(new_key, key), exchanged(new_value, value), exchanged(owner, owns)
-        used, count = exchanged(used, now.expand_as(owns)), exchanged(count, torch.ones_like(best))
-        openness = (mean.sum((1, 2)) + rank.isfinite().sum(1)) / (count > 0).sum(1)  # (B,)
-        seen = _areas(owns, sure.to(area.dtype))
-        area = torch.where(seen > 0, seen, area)
-        return (new_key, new_value, owner, used, count, area, self._bias(owner, count, area)), openness
-
-    def read(self, state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    def read(self, state: DenseState) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values, and what is added to the scores of each token, (B, M).
 
         Within an owner a token weighs as many writes as are in it, as if each of them were remembered by itself. An
         owner weighs as much as in ``model.global_weight`` frames like that in which it was seen last, however many
         tokens it has: attention would else take an object that was seen for long, or in many looks, for a large one.
         """
-        key, value, *_, bias = state
-        return key, value, bias
+        return state.key, state.value, state.bias
 
-    def _bias(self, owner: Tensor, count: Tensor, area: Tensor) -> Tensor:
-        each = self.weight * area / _areas(owner, count).clamp_min(1)  # (B, 12), of one write
-        return each.clamp_min(1e-6).log().gather(1, owner) + count.log()
+    def _readable(self, state: DenseState) -> DenseState:
+        """The state with the bias that :meth:`read` returns."""
+        of_one = self.weight * state.area / _areas(state.owner, state.count).clamp_min(1)  # (B, 12), of one write
+        return state._replace(bias=of_one.clamp_min(1e-6).log().gather(1, state.owner) + state.count.log())
 
     @staticmethod
     @torch.no_grad()
-    def _likest(key: Tensor, owns: Tensor, old_key: Tensor, owner: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    def _likest(frame: Frame, state: DenseState) -> tuple[Tensor, Tensor]:
         """For each token of the frame the likeness of the most similar state token of its owner, and its place.
 
         Likeness is the cosine of the keys less the mean of the state's keys, which attention does not see either: it
         adds the same to all scores of a query. -2: the owner has no token yet.
         """
-        there = count > 0  # (B, M)
-        mean = old_key.sum(1, keepdim=True) / there.sum(1).view(-1, 1, 1)  # empty places are zeros
-        likeness = F.normalize(key - mean, dim=-1) @ F.normalize(old_key - mean, dim=-1).transpose(1, 2)  # (B, L, M)
-        same = (owns.unsqueeze(2) == owner.unsqueeze(1)) & there.unsqueeze(1)  # (B, L, M)
+        there = state.count > 0  # (B, M)
+        mean = state.key.sum(1, keepdim=True) / there.sum(1).view(-1, 1, 1)  # empty places are zeros
+        likeness = F.normalize(frame.key - mean, dim=-1) @ F.normalize(state.key - mean, dim=-1).transpose(1, 2)
+        same = (frame.owner.unsqueeze(2) == state.owner.unsqueeze(1)) & there.unsqueeze(1)  # (B, L, M)
         return likeness.masked_fill(~same, -2).max(-1)
+
+    def _mix_known(self, state: DenseState, frame: Frame, known: Tensor, match: Tensor,
+                   now: Tensor) -> tuple[DenseState, Tensor]:
+        """Each state token that some ``known`` tokens (B, L) have as their ``match`` (B, L) meets the mean of those, by
+        the gate. The others stay, to the bit. Returns the state, and the sum of the gates over tokens, (B,)."""
+        length = known.shape[1]
+        met = _sums(known.unsqueeze(-1).to(frame.key.dtype), match, state.owner.shape[1])  # (B, M, 1), how many
+        chosen = met.squeeze(-1).topk(length).indices  # (B, L): all that were met, and as many of the others
+        order = torch.arange(length, device=known.device).expand_as(known)
+        place = torch.zeros_like(state.owner).scatter(1, chosen, order).gather(1, match)  # (B, L): among the chosen
+        told = torch.cat([frame.key, frame.value, torch.stack([frame.foreground, frame.certainty], -1)], -1)
+        told = _sums(told * known.unsqueeze(-1), place, length) / _taken(met, chosen).clamp_min(1)  # (B, L, 2 C + 2)
+        key, value, foreground, strength = told.split([frame.key.shape[-1], frame.value.shape[-1], 1, 1], -1)
+        foreground, strength = foreground.detach(), strength.detach()  # of masks: nothing learns from their gradient
+        value, gate = self.gate(_taken(state.value, chosen), value, _taken(state.count, chosen), strength, foreground)
+        opened = gate.mean(-1, keepdim=True)  # (B, L, 1)
+        key = (1 - opened) * _taken(state.key, chosen) + opened * key
+        count = state.count + _put(torch.zeros_like(state.count), chosen, strength.squeeze(-1))
+        return state._replace(
+            key=_put(state.key, chosen, key), value=_put(state.value, chosen, value), count=count.clamp(max=self.most),
+            used=torch.where(met.squeeze(-1) > 0, now, state.used)), opened.sum((1, 2))
+
+    @staticmethod
+    def _admit_new(state: DenseState, frame: Frame, new: Tensor, likeness: Tensor,
+                   now: Tensor) -> tuple[DenseState, Tensor]:
+        """Tokens of the frame that are ``new`` (B, L), those of objects first, the least like anything first, each in
+        place of what is worth least. Returns the state, and how many entered, (B,)."""
+        room = math.ceil(new.shape[1] * MOST_NEW)
+        rank = torch.where(new, 3 * (frame.owner > 0) - likeness, -math.inf)  # likeness is -2 to 1
+        rank, entering = rank.topk(room)  # (B, room)
+        apart = (state.owner == ELSEWHERE) != (frame.owner[:, :1] == ELSEWHERE)  # (B, M): of the other kind of frame
+        victims = _place_in_line(state.owner, state.used).masked_fill(apart, -1).topk(room).indices  # (B, room)
+
+        def exchanged(kept: Tensor, fresh: Tensor) -> Tensor:
+            """kept: (B, M) or (B, M, .); fresh: the same of L tokens."""
+            enters = rank.isfinite().view(*rank.shape, *[1] * (kept.dim() - 2))
+            return _put(kept, victims, torch.where(enters, _taken(fresh, entering), _taken(kept, victims)))
+
+        return state._replace(
+            key=exchanged(state.key, frame.key), value=exchanged(state.value, frame.value),
+            owner=exchanged(state.owner, frame.owner), count=exchanged(state.count, torch.ones_like(likeness)),
+            used=exchanged(state.used, now.expand_as(frame.owner))), rank.isfinite().sum(1)
 
 
 class SlotBank(nn.Module):
