@@ -1,5 +1,6 @@
 """Two processes (gloo, on the CPU) train as one does, only the first one writes, and validation is shared."""
 
+import json
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def launched(ranks: int, *arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return small_data(tmp_path_factory.mktemp("data") / "set")
+    return small_data(tmp_path_factory.mktemp("data") / "set", validation=2)
 
 
 def test_two_ranks_equal_one_and_each_takes_half_of_the_batch(data, tmp_path):
@@ -36,12 +37,14 @@ def test_two_ranks_equal_one_and_each_takes_half_of_the_batch(data, tmp_path):
         assert done.returncode == 0, done.stderr
     one, two = (load_weights(run / "weights.safetensors")[1] for run in runs.values())
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)  # a step changes up to 2e-4
     for first, second in zip(lines(runs[1], "loss", "gradient"), lines(runs[2], "loss", "gradient"), strict=True):
         assert first == pytest.approx(second, rel=1e-4)
     assert len(lines(runs[2], "loss")) == 3, "one rank writes, not both"
     assert len(list((runs[2] / "tensorboard").iterdir())) == 1
-    assert len(list((runs[2] / "val" / "0000003" / "videos").iterdir())) == 1
+    assert len(list((runs[2] / "val" / "0000003" / "videos").iterdir())) == 2
+    scores = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["validation"] for run in runs.values()]
+    assert scores[0] == pytest.approx(scores[1], abs=0.5), "each rank segmented one video"
 
 
 def test_a_mistake_is_said_once_and_ends_all_ranks(data, tmp_path):

@@ -15,8 +15,8 @@ SETTINGS = [
 ]
 
 
-def small_data(root: Path) -> Path:
-    return make(root, seed=3, videos=(3, 1, 0), frames=10, size=(64, 96), difficulty="normal")
+def small_data(root: Path, validation: int = 1) -> Path:
+    return make(root, seed=3, videos=(3, validation, 0), frames=10, size=(64, 96), difficulty="normal")
 
 
 def tiny(data: Path, *settings: str):
