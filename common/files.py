@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -80,6 +79,8 @@ def hold(folder: str | Path) -> IO[str]:
     Raises:
         UserError: another process holds the folder.
     """
+    import fcntl  # of POSIX alone: only training needs it
+
     path = Path(folder) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     stream = open(path, "w")  # noqa: SIM115 (the caller closes it)

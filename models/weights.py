@@ -25,6 +25,7 @@ from configs import Config, dump_config, load_config, model_config_path
 from models.names import IGNORED, UNUSED_IMAGENET, encoder_name, from_official
 
 CONFIG_KEY = "config"  # in the metadata of our safetensors
+_TABLE, _INDEX = ".relative_position_bias_table", ".relative_position_index"  # of Swin
 
 
 def save_weights(path: str | Path, state: Mapping[str, Tensor], config: Config) -> None:
@@ -162,9 +163,6 @@ def rename_official(tensors: Mapping[str, Tensor], config: Config, path: str | P
         if key.endswith(_TABLE) and (index := key.removesuffix(_TABLE) + _INDEX) not in tensors:
             raise UserError(f"{path}: {index} is missing, which the official files carry; fetch the file again")
     return renamed
-
-
-_TABLE, _INDEX = ".relative_position_bias_table", ".relative_position_index"
 
 
 def _is_derived(key: str, value: Tensor, tensors: Mapping[str, Tensor]) -> bool:

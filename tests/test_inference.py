@@ -410,3 +410,29 @@ def test_run_json_says_what_was_run_and_what_it_cost(predictor, data, tmp_path):
     assert (late["frames"], late["height"], late["width"], late["objects"]) == (6, *SIZE, 2)
     assert late["memory_bytes"] > 0 and late["seconds"] >= late["model_seconds"] > 0
     claim(outputs, own)  # still continues
+
+
+def test_labels_are_checked_before_the_frame_that_they_belong_to(predictor):
+    frames = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), dtype=np.uint8)
+    first, late = np.zeros((2, 48, 64), np.uint8)
+    first[5:20, 5:20], late[25:40, 30:50] = 1, 2
+
+    def run(mistakes):
+        predictor.start(frames[0], first.astype(np.uint16))
+        for mistake in mistakes:
+            with pytest.raises(UserError, match="mask: "):
+                predictor.add_objects(frames[1], mistake)
+        return [predictor.add_objects(frames[1], late), predictor.step(frames[2]), predictor._frame]
+
+    wrong = [late[:-1], late.astype(np.uint16) * 200, late * 0.3]
+    for ours, expected in zip(run(wrong), run([]), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_several_scales_limit_the_short_edge_as_the_official_evaluator_does():
+    def limit(*settings):
+        return load_config(None, settings).inference.short_limit
+
+    assert (limit(), limit("inference.scales=[1.0,1.3]"), limit("inference.scales=[1.3]")) == (None, 624, 624)
+    assert limit("inference.scales=[1.3]", "inference.short_edge=null") is None
+    assert limit("inference.short_edge=300") == 300

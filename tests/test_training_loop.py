@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common import files
 from common.command import Terminated
 from common.errors import TrainingDiverged, UserError
 from common.files import hold, write_text
@@ -460,7 +459,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
     def refuse(stream, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(files.fcntl, "lockf", refuse)
+    monkeypatch.setattr("fcntl.lockf", refuse)
     hold(tmp_path / "run").close()
     assert "No locks available" in capsys.readouterr().err
 

@@ -123,7 +123,7 @@ class Policy:
         usable = torch.arange(len(bank.filled), device=score.device) < bank.capacity
         score = torch.where(usable & ~bank.reference, score, -math.inf)
         empty = usable & ~bank.filled
-        highest = torch.where(score.amax() > -math.inf, score.argmax(), bank.capacity)
+        highest = torch.where(score.isneginf().all(), bank.capacity, score.argmax())
         return torch.where(empty.any(), empty.to(torch.uint8).argmax(), highest)
 
     @staticmethod
