@@ -15,7 +15,7 @@ from inference.results import Outputs
 from inference.runner import run_videos
 from inference.sources import DatasetSource
 from models.preprocess import input_size, prepare_frame
-from tools.check_parity import RESIZED, _deviation, case_config, check, main, resize_leeway
+from tools.check_parity import RECORDED_RESIZE, RESIZED, _deviation, case_config, check, main, resize_leeway
 
 FAST = ("aott_round_newobj", "aott_lvos_gap1", "deaott_stskip3_gap2")
 
@@ -140,6 +140,13 @@ def test_only_rounding_of_the_resize_gives_leeway(error, leeway, tmp_path, monke
     case = {"video": {}, "network_sizes": {"0": [17, 33], "1": [17, 33]}, "options": {"flip": True}}
     assert resize_leeway({tmp_path: case}, rule) == leeway
     assert ("resizes otherwise" in capsys.readouterr().out) == (leeway > 1)
+
+
+@pytest.mark.parametrize("digest, leeway", [(RECORDED_RESIZE, 1.0), ("of another processor", RESIZED)])
+def test_without_recorded_inputs_a_picture_tells(digest, leeway, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tools.check_parity.resized_picture", lambda: digest)
+    assert resize_leeway({tmp_path: {}}, SimpleNamespace()) == leeway
+    assert ("a picture tells" in capsys.readouterr().out) == (leeway > 1)
 
 
 def agreement(shared, tmp_path, name: str, data: str, videos: list[str], frames: int | None = None) -> float:
