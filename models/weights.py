@@ -143,7 +143,7 @@ def recognise(tensors: Mapping[str, Tensor], path: str | Path) -> str:
     if encoder == "swinb":
         return f"swinb_{family}l"
     if encoder == "r50":
-        deep = sum(key.startswith("encoder.layer3.") for key in tensors) > 100  # 6 blocks have some 90, 23 some 345
+        deep = sum(key.startswith("encoder.layer3.") for key in tensors) > 200  # 6 blocks have 95, 23 have 350
         return f"{'r101' if deep else 'r50'}_{family}l"
     if blocks not in (1, 2, 3):
         raise UserError(f"{path}: {blocks} transformer blocks fit no variant; say what it is with --model")

@@ -671,6 +671,13 @@ def test_a_mistake_in_a_later_stage_is_found_before_the_first_begins(data, tmp_p
     look(tiny(data, "model.family=ddmemory"), tiny(data), 1)  # what a family adds begins by itself
 
 
+def test_stages_of_something_else_are_not_removed(data, tmp_path):
+    own = tmp_path / "run" / "stages" / "1_mine" / "config.yaml"
+    write_text(own, "mine: true\n")
+    settle(tmp_path / "run", [tiny(data)], False, []).close()
+    assert own.read_text() == "mine: true\n"
+
+
 def test_a_file_of_ones_own_is_not_replaced(data, tmp_path):
     (tmp_path / "config.yaml").write_text("# my recipe\nname: mine\n")
     with pytest.raises(UserError, match="is no training run's"):

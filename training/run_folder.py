@@ -52,10 +52,11 @@ def settle(run: Path, configs: list[Config], resume: bool, settings: list[str]) 
     if begun:
         raise UserError(f"{run}: holds a run already; continue it with --resume, or choose another --output")
     check_output_folder(run, [source.root for config in configs for source in all_sources(config)])
-    if file.exists() and file.read_text(encoding="utf-8") != dump_config(load_config(file)):
+    ended = file.exists()  # by a mistake, before its first step; or it is somebody's own file
+    if ended and file.read_text(encoding="utf-8") != dump_config(load_config(file)):
         raise UserError(f"{file}: is no training run's, which would replace it; choose another --output")
     lock = _take(run)
-    for part in parts(run)[:-1]:  # of a start that a mistake ended before its first step
+    for part in parts(run)[:-1] if ended else []:
         shutil.rmtree(part)
     earlier = None
     for number, config in enumerate(configs, 1):
