@@ -22,7 +22,7 @@ from common.errors import Notice, UserError
 from common.files import check_output_file, written_whole
 from configs import Config, load_config, model_config_path
 from models import build_network, load_state, load_weights, save_weights
-from models.names import IGNORED, to_official
+from models.names import to_official
 from models.weights import is_official, read_tensors, recognise, window_index
 
 
@@ -62,8 +62,8 @@ def convert_official(source: str | Path, target: str | Path, model: str | None =
     network = build_network(config)
     load_state(network, renamed, source, lambda key: to_official(key, config.model) or key)
     save_weights(target, network.state_dict(), config)
-    left_out = [key for key in tensors if IGNORED.fullmatch(key)]
-    report.append(f"{len(tensors)} keys: {len(renamed)} converted, {len(left_out)} left out, which follow from others")
+    left_out = len(tensors) - len(renamed)
+    report.append(f"{len(tensors)} keys: {len(renamed)} converted, {left_out} left out, which follow from others")
     report.append(f"{sum(p.numel() for p in network.parameters()):,} parameters")
     report.append(f"wrote {target}")
     return report

@@ -119,7 +119,6 @@ class DenseState(NamedTuple):
             used it last; count: (B, M), how many writes are in it, weighted by their certainty, at most
             ``model.global_writes``.
         area: (B, 12), tokens that each owner covered when it was seen last.
-        bias: (B, M), what a read adds to the scores. It follows from the others; there are more reads than writes.
     """
 
     key: Tensor
@@ -128,7 +127,6 @@ class DenseState(NamedTuple):
     used: Tensor
     count: Tensor
     area: Tensor
-    bias: Tensor
 
 
 class Frame(NamedTuple):
@@ -168,9 +166,9 @@ class DenseBank(nn.Module):
 
         key, value = (begun(precise(token)) for token in entry)
         owners = begun(owner, ELSEWHERE)
-        area = _areas(owner, torch.ones_like(shares[:, 0]))
-        return self._readable(DenseState(key, value, owners, torch.zeros_like(owners),
-                                         begun(torch.ones_like(owner, dtype=key.dtype)), area, area))
+        count = begun(torch.ones_like(owner, dtype=key.dtype))
+        return DenseState(key, value, owners, torch.zeros_like(owners), count,
+                          _areas(owner, torch.ones_like(shares[:, 0])))
 
     def write(self, state: DenseState, entry: Entry, shares: Tensor, certainty: Tensor) -> tuple[DenseState, Tensor]:
         key, value = (precise(token) for token in entry)
@@ -186,7 +184,7 @@ class DenseBank(nn.Module):
         written, entered = self._admit_new(mixed, frame, sure & ~known, likeness, now)
         seen = _areas(frame.owner, sure.to(state.area.dtype))
         written = written._replace(area=torch.where(seen > 0, seen, state.area))
-        return self._readable(written), (opened + entered) / (written.count > 0).sum(1)
+        return written, (opened + entered) / (written.count > 0).sum(1)
 
     def read(self, state: DenseState) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values, and what is added to the scores of each token, (B, M).
@@ -195,12 +193,8 @@ class DenseBank(nn.Module):
         owner weighs as much as in ``model.global_weight`` frames like that in which it was seen last, however many
         tokens it has: attention would else take an object that was seen for long, or in many looks, for a large one.
         """
-        return state.key, state.value, state.bias
-
-    def _readable(self, state: DenseState) -> DenseState:
-        """The state with the bias that :meth:`read` returns."""
         of_one = self.weight * state.area / _areas(state.owner, state.count).clamp_min(1)  # (B, 12), of one write
-        return state._replace(bias=of_one.clamp_min(1e-6).log().gather(1, state.owner) + state.count.log())
+        return state.key, state.value, of_one.clamp_min(1e-6).log().gather(1, state.owner) + state.count.log()
 
     @staticmethod
     @torch.no_grad()
