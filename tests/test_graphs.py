@@ -199,19 +199,20 @@ def test_a_capture_that_fails_ends_on_its_own_stream_and_the_next_has_a_pool_of_
             told.append("leave")
 
     handles = iter("ab")
-    for name, stand_in in (("Stream", lambda device: Stream()), ("current_stream", lambda device: Stream()),
+    for name, stand_in in (("Stream", lambda device, priority: Stream()), ("current_stream", lambda device: Stream()),
                            ("CUDAGraph", Graph), ("stream", on), ("graph_pool_handle", lambda: next(handles))):
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: told.append("forget"))
     capture_stream.cache_clear()
     recorder = CudaRecorder(torch.device("cuda"))
     with pytest.raises(RuntimeError, match="not permitted"), recorder.session():
         recorder.begin()
         raise RuntimeError("operation not permitted when stream is capturing")
-    assert told == ["wait", "enter", "begin a", "end", "leave"]
+    assert told == ["wait", "enter", "forget", "begin a", "end", "forget", "leave"]
     with recorder.session():
         recorder.begin()
         recorder.end()
-    assert told[5:] == ["wait", "enter", "begin b", "end", "leave", "wait"]
+    assert told[7:] == ["wait", "enter", "forget", "begin b", "end", "forget", "leave", "wait"]
     capture_stream.cache_clear()
 
 
