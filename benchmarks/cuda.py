@@ -648,10 +648,12 @@ def peak_mib(device: torch.device) -> float:
 
 def tidy(device: torch.device) -> None:
     """Leave nothing of a cell to the next one's memory: compiled networks are cycles, products keep workspaces."""
+    from inference.graphs import drop_workspaces
+
     gc.collect()
     if device.type == "cuda":
         with suppress(RuntimeError):  # a broken card fails at the next cell, which tells of it
-            torch._C._cuda_clearCublasWorkspaces()
+            drop_workspaces()
             torch.cuda.empty_cache()
 
 
