@@ -48,7 +48,7 @@ class DDMemory(AOT):
               slots: Tensor | None = None, detach_identity: bool = False) -> State:
         """As :meth:`Network.start`; the global memory begins with the reference frame."""
         state = super().start(features, masks, objects, memory, slots, detach_identity)
-        shares = owner_shares(masks, self.align_corners)
+        shares = owner_shares(masks, self.align_corners, max(state.objects))
         with self._full_precision(shares):
             banks = [bank.start(entry, shares) for bank, entry in zip(self.global_banks, state.short[-1], strict=True)]
         ones = shares.new_ones(shares.shape[0])
@@ -74,14 +74,14 @@ class DDMemory(AOT):
         due = self._is_due(state)
         state = super().remember(entries, tokens, masks, state, evidence)
         if due:
-            shares = owner_shares(masks, self.align_corners)
+            shares = owner_shares(masks, self.align_corners, max(state.objects))
             self._write(state, shares, token_certainty(logits, shares, self.align_corners, state.config.min_presence))
         return state
 
     def add_objects(self, features: Features, masks: Tensor, state: State, objects: int | list[int]) -> State:
         """As :meth:`Network.add_objects`; the frame is written to the global memory with full confidence."""
         state = super().add_objects(features, masks, state, objects)
-        shares = owner_shares(masks, self.align_corners)
+        shares = owner_shares(masks, self.align_corners, max(state.objects))
         self._write(state, shares, torch.ones_like(shares[:, 0]))
         return state
 

@@ -11,21 +11,21 @@ from models.attention import as_tokens
 IDENTITIES = 10  # object slots of one group; more objects run as several groups
 
 
-def one_hot(labels: Tensor, slots: Tensor | None = None) -> Tensor:
+def one_hot(labels: Tensor, identities: int = IDENTITIES, slots: Tensor | None = None) -> Tensor:
     """One-hot identities of a label map.
 
     Args:
-        labels: (B, H, W) integers; 0 is the background, values above 10 (255) belong to nothing.
+        labels: (B, H, W) integers; 0 is the background, values above ``identities`` (255) belong to nothing.
         slots: (B, 10) permutation: object i + 1 takes identity slot slots[b, i] + 1. None: its own.
     Returns:
-        (B, 11, H, W) of booleans
+        (B, 1 + identities, H, W) of booleans
     """
     labels = labels.long()
     if slots is not None:
         table = F.pad(slots + 1, (1, 256 - 1 - IDENTITIES), value=0)  # (B, 256); background stays
         table[:, 1 + IDENTITIES:] = 255
         labels = table.gather(1, labels.flatten(1)).view_as(labels)
-    return labels.unsqueeze(1) == torch.arange(1 + IDENTITIES, device=labels.device).view(1, -1, 1, 1)
+    return labels.unsqueeze(1) == torch.arange(1 + identities, device=labels.device).view(1, -1, 1, 1)
 
 
 def token_means(maps: Tensor, stride: int, align_corners: bool) -> Tensor:
@@ -73,7 +73,7 @@ class IdentityBank(nn.Module):
         """
         weight = self.conv.weight
         if masks.dim() == 3:
-            masks = one_hot(masks, slots)
+            masks = one_hot(masks, objects if slots is None else IDENTITIES, slots)
         elif slots is not None:
             order = F.pad(slots + 1, (1, 0), value=0)[:, : masks.shape[1]]
             full = masks.new_zeros(masks.shape[0], 1 + IDENTITIES, *masks.shape[2:])

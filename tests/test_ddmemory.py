@@ -144,7 +144,8 @@ def test_bytes_are_constant(form):
             if frame in (10, 1000):
                 sizes.append((state.num_bytes(), len(vars(state.extra)), len(state.short)))
     assert sizes[0] == sizes[1]
-    assert all(torch.isfinite(tensor).all() for bank in state.extra.banks for tensor in bank)
+    assert all(torch.isfinite(tensor).all() for bank in state.extra.banks for tensor in bank[:6])
+    assert all((bank[6].isneginf() == (bank[4] == 0)).all() for bank in state.extra.banks if form == "dense")  # empty
 
 
 # 3. and 4. Absence.
@@ -482,6 +483,7 @@ def test_an_object_has_the_tokens_that_its_identity_is_added_to(align_corners):
     counted = bank(masks, objects=10)  # (1, L, 11)
     torch.testing.assert_close(owner_shares(masks, align_corners)[:, :ELSEWHERE].transpose(1, 2),
                                counted / counted.sum(-1, keepdim=True))
+    assert torch.equal(owner_shares(masks, align_corners, 3), owner_shares(masks, align_corners))  # ids are 1 to 3
 
 
 def test_certainty_is_the_margin():

@@ -119,6 +119,7 @@ class DenseState(NamedTuple):
             used it last; count: (B, M), how many writes are in it, weighted by their certainty, at most
             ``model.global_writes``.
         area: (B, 12), tokens that each owner covered when it was seen last.
+        bias: (B, M), what a read adds to the scores of each token.
     """
 
     key: Tensor
@@ -127,6 +128,7 @@ class DenseState(NamedTuple):
     used: Tensor
     count: Tensor
     area: Tensor
+    bias: Tensor
 
 
 class Frame(NamedTuple):
@@ -167,8 +169,8 @@ class DenseBank(nn.Module):
         key, value = (begun(precise(token)) for token in entry)
         owners = begun(owner, ELSEWHERE)
         count = begun(torch.ones_like(owner, dtype=key.dtype))
-        return DenseState(key, value, owners, torch.zeros_like(owners), count,
-                          _areas(owner, torch.ones_like(shares[:, 0])))
+        area = _areas(owner, torch.ones_like(shares[:, 0]))
+        return DenseState(key, value, owners, torch.zeros_like(owners), count, area, self._bias(owners, count, area))
 
     def write(self, state: DenseState, entry: Entry, shares: Tensor, certainty: Tensor) -> tuple[DenseState, Tensor]:
         key, value = (precise(token) for token in entry)
@@ -183,18 +185,23 @@ class DenseBank(nn.Module):
         mixed, opened = self._mix_known(state, frame, known, match, now)
         written, entered = self._admit_new(mixed, frame, sure & ~known, likeness, now)
         seen = _areas(frame.owner, sure.to(state.area.dtype))
-        written = written._replace(area=torch.where(seen > 0, seen, state.area))
+        area = torch.where(seen > 0, seen, state.area)
+        written = written._replace(area=area, bias=self._bias(written.owner, written.count, area))
         return written, (opened + entered) / (written.count > 0).sum(1)
 
     def read(self, state: DenseState) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values, and what is added to the scores of each token, (B, M).
+        """Keys, values, and what is added to the scores of each token, (B, M)."""
+        return state.key, state.value, state.bias
+
+    def _bias(self, owner: Tensor, count: Tensor, area: Tensor) -> Tensor:
+        """What a read adds to the scores: (B, M).
 
         Within an owner a token weighs as many writes as are in it, as if each of them were remembered by itself. An
         owner weighs as much as in ``model.global_weight`` frames like that in which it was seen last, however many
         tokens it has: attention would else take an object that was seen for long, or in many looks, for a large one.
         """
-        of_one = self.weight * state.area / _areas(state.owner, state.count).clamp_min(1)  # (B, 12), of one write
-        return state.key, state.value, of_one.clamp_min(1e-6).log().gather(1, state.owner) + state.count.log()
+        of_one = self.weight * area / _areas(owner, count).clamp_min(1)  # (B, 12), of one write
+        return of_one.clamp_min(1e-6).log().gather(1, owner) + count.log()
 
     @staticmethod
     @torch.no_grad()
@@ -317,16 +324,18 @@ class SlotBank(nn.Module):
         return self.to_key(slots.to(dtype)), self.to_value(slots.to(dtype)), bias
 
 
-def owner_shares(masks: Tensor, align_corners: bool) -> Tensor:
+def owner_shares(masks: Tensor, align_corners: bool, objects: int = IDENTITIES) -> Tensor:
     """How much of each token each owner covers: (B, 12, L) float32 in 0..1, without gradient. All of a frame without
     any object is elsewhere.
 
     Args:
         masks: (B, H, W) integer labels (255 belongs to nothing) or (B, 1 + n, H, W) soft masks, of the frame's size.
         align_corners: of the network.
+        objects: the highest object id that may occur.
     """
-    soft = one_hot(masks) if masks.dim() == 3 else F.pad(masks, (0, 0, 0, 0, 0, 1 + IDENTITIES - masks.shape[1]))
-    shares = F.pad(token_means(soft.detach().float(), 16, align_corners).flatten(2), (0, 0, 0, 1))
+    soft = one_hot(masks, objects) if masks.dim() == 3 else masks[:, : 1 + objects]
+    means = token_means(soft.detach().float(), 16, align_corners).flatten(2)  # (B, 1 + objects, L)
+    shares = F.pad(means, (0, 0, 0, OWNERS - means.shape[1]))
     elsewhere = torch.zeros_like(shares)
     elsewhere[:, ELSEWHERE] = 1
     return torch.where(_covered(shares) > 0, shares, elsewhere)
