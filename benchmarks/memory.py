@@ -67,7 +67,7 @@ BUDGETS = {
 LONG = ["model.family=aot", "memory.policy=unbounded", "memory.gap=5", "train.memory_gap=2"]
 # In half of its steps the local memory stays at the reference, so that only the global one knows what happened since.
 GLOBAL = ["model.family=ddmemory", "model.global_bank=dense", "model.global_gate=mean", "memory.policy=references",
-          "train.added_lr_ratio=3", "train.stale_local=0.5", "model.global_sharpness=1.25"]
+          "train.added_lr_ratio=3", "train.stale_local=0.5"]
 NETWORKS = {  # what the second stage trains: settings over its recipe, and over what the weights' configuration says
     "local": ["model.family=aot", "memory.policy=references"],
     "long": LONG,

@@ -72,7 +72,6 @@ class ModelConfig(Section):
     global_frames: Positive = 2  # size of the dense form, in frames' worth of tokens
     global_elsewhere: Annotated[int, Field(ge=0)] = 2  # beside these, for frames without any object (0: none)
     global_weight: Annotated[float, Field(gt=0)] = 5.0  # dense form: frames that an owner's tokens weigh as, together
-    global_sharpness: Annotated[float, Field(gt=0)] = 1.0  # dense form: spread of its scores at a read
     global_likeness: Annotated[float, Field(ge=-1, le=1)] = 0.7  # cosine of keys at which the dense form knows a token
     global_slots: Positive = 6  # slot form: slots of each owner (10 objects and the background)
     global_gate: Literal["mean", "constant", "open"] = "mean"  # where the update gate starts; open: no gate

@@ -473,17 +473,6 @@ def test_within_an_owner_a_token_weighs_the_writes_in_it():
     assert of_side == pytest.approx([2 * 2 / 5, 2 * 3 / 5])  # two copies of the first, three of the second; two frames
 
 
-def test_sharpness_spreads_the_scores_about_their_mean():
-    plain, sharp = (fresh_bank("dense", global_elsewhere=1, global_sharpness=value) for value in (1.0, 3.0))
-    state = plain.start(entry(0), shares_of(*TWO))
-    there = state[4][0] > 0
-    (keys, *rest), (sharp_keys, *sharp_rest) = plain.read(state), sharp.read(state)
-    assert keys is state[0] and equal(rest, sharp_rest) and not there.all()
-    scores, spread = (entry(1)[0] @ read[:, there].transpose(1, 2) for read in (keys, sharp_keys))  # (1, 15, filled)
-    mean = scores.mean(-1, keepdim=True)
-    torch.testing.assert_close(spread - mean, 3 * (scores - mean))
-
-
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_an_object_has_the_tokens_that_its_identity_is_added_to(align_corners):
     masks = torch.randint(0, 4, (1, *SIZE), generator=torch.Generator().manual_seed(0)).cummax(2).values

@@ -153,7 +153,7 @@ class DenseBank(nn.Module):
     def __init__(self, model: ModelConfig):
         super().__init__()
         self.frames, self.elsewhere = model.global_frames, model.global_elsewhere
-        self.weight, self.likeness, self.sharpness = model.global_weight, model.global_likeness, model.global_sharpness
+        self.weight, self.likeness = model.global_weight, model.global_likeness
         self.most = float(model.global_writes)
         self.gate = Gate(model.channels, 1, model.global_gate)
 
@@ -190,13 +190,8 @@ class DenseBank(nn.Module):
         return written, (opened + entered) / (written.count > 0).sum(1)
 
     def read(self, state: DenseState) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values, and what is added to the scores of each token, (B, M).
-
-        ``model.global_sharpness`` scales how far the keys lie from their mean, and with them the scores of a query:
-        above 1 the likest tokens draw more of the attention.
-        """
-        key = state.key if self.sharpness == 1 else torch.lerp(_mean_key(state), state.key, self.sharpness)
-        return key, state.value, state.bias
+        """Keys, values, and what is added to the scores of each token, (B, M)."""
+        return state.key, state.value, state.bias
 
     def _bias(self, owner: Tensor, count: Tensor, area: Tensor) -> Tensor:
         """What a read adds to the scores: (B, M).
@@ -216,7 +211,8 @@ class DenseBank(nn.Module):
         Likeness is the cosine of the keys less the mean of the state's keys, which attention does not see either: it
         adds the same to all scores of a query. -2: the owner has no token yet.
         """
-        there, mean = state.count > 0, _mean_key(state)  # (B, M), (B, 1, C)
+        there = state.count > 0  # (B, M)
+        mean = state.key.sum(1, keepdim=True) / there.sum(1).view(-1, 1, 1)  # empty places are zeros
         likeness = F.normalize(frame.key - mean, dim=-1) @ F.normalize(state.key - mean, dim=-1).transpose(1, 2)
         same = (frame.owner.unsqueeze(2) == state.owner.unsqueeze(1)) & there.unsqueeze(1)  # (B, L, M)
         return likeness.masked_fill(~same, -2).max(-1)
@@ -366,11 +362,6 @@ def token_owners(shares: Tensor) -> Tensor:
         shares: as of :func:`owner_shares`.
     """
     return torch.cat([0.5 * shares[:, :1], shares[:, 1:]], 1).argmax(1)
-
-
-def _mean_key(state: DenseState) -> Tensor:
-    """Mean of the keys of all tokens that are there, (B, 1, C): empty ones are zeros."""
-    return state.key.sum(1, keepdim=True) / (state.count > 0).sum(1).view(-1, 1, 1)
 
 
 def _covered(shares: Tensor) -> Tensor:
